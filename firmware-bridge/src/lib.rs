@@ -1,0 +1,1 @@
+//! OUR contract with firmware.

@@ -1,0 +1,343 @@
+//! Every setting: meaning, default, unit, limit. One typed tree; unknown keys are refused.
+//!
+//! `load.rs` reads the files and the environment and finds every error with its place; `example.rs` prints the
+//! commented example that `sluicegate check --example` shows. Must not be in here: anything that opens a socket.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+/// The whole configuration: `sluicegate.toml` plus `conf.d/*.toml`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub gateway: Gateway,
+    pub store: Store,
+    pub admin: Admin,
+    pub broker: Broker,
+    pub stream: Stream,
+    #[serde(rename = "adapter")]
+    pub adapters: Vec<Adapter>,
+    #[serde(rename = "device")]
+    pub devices: Vec<Device>,
+    #[serde(rename = "credential")]
+    pub credentials: Vec<Credential>,
+    #[serde(rename = "upstream")]
+    pub upstreams: Vec<Upstream>,
+    #[serde(rename = "relay")]
+    pub relays: Vec<Relay>,
+}
+
+/// Who this box is.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gateway {
+    /// The box's name upstream, in topics and batches: letters, digits, `-`, `_`. Empty: the host's name.
+    pub id: String,
+    /// Folder of thing models (`*.tm.json`) beside the shipped ones. May be missing.
+    pub models: PathBuf,
+    /// Memory all budgets together may take, MiB; a configuration that needs more is refused. 0: half of the machine's.
+    pub memory_mib: u64,
+}
+
+/// The bus on disk.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Store {
+    /// State folder.
+    pub path: PathBuf,
+    /// A batch of messages is made durable (fdatasync) at most this long after its first message, ms, 0 to 1000.
+    /// Acknowledgements (PUBACK, CoAP ACK) go out after it. 0: every batch at once.
+    pub commit_ms: u64,
+    /// … or as soon as this much waits, KiB, 4 to 4096.
+    pub commit_kib: u64,
+    /// Bytes all segment files together may take, MiB, at least 8. The oldest of the lowest class goes first, and a gap
+    /// record says so.
+    pub cap_mib: u64,
+    /// Size of one segment file, MiB, 1 to 64.
+    pub segment_mib: u64,
+    /// Free space that is left to the rest of the box, MiB: below it the log drops as at its cap.
+    pub free_min_mib: u64,
+}
+
+/// Status page, API, metrics.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// `HOST:PORT`; empty: none. Off the box only with a token.
+    pub listen: String,
+    /// File with the API token (one line). Without one the API answers on loopback only.
+    pub token_file: Option<PathBuf>,
+}
+
+/// Limits of the MQTT door.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Broker {
+    /// Kept sessions (connected or not).
+    pub sessions_max: usize,
+    /// Bytes of messages waiting for one session, KiB; beyond it the oldest QoS 0, then the newest is turned away.
+    pub queue_kib: u64,
+    /// Bytes of messages waiting for all sessions together, MiB.
+    pub queues_mib: u64,
+    /// Bytes of all retained messages together, MiB.
+    pub retained_mib: u64,
+    /// Subscriptions of one session.
+    pub subscriptions_max: usize,
+    /// Longest time a session is kept without its client, seconds.
+    pub session_expiry_max_seconds: u64,
+    /// Which core routes: `own`, or `rumqttd` (needs the build feature of that name).
+    pub core: BrokerCore,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BrokerCore {
+    #[default]
+    Own,
+    Rumqttd,
+}
+
+/// The streaming core.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Stream {
+    /// Pinned threads; 0: one less than the CPUs, at least 1.
+    pub threads: usize,
+    /// Upper bound of the merge window, ms, 0 to 1000: how long bytes for viewers may be collected under load.
+    pub window_max_ms: u64,
+    /// Bytes kept of one stream in one container since its last key frame, KiB.
+    pub gop_kib: u64,
+    /// Seconds kept of one stream since its last key frame (also bounds audio-only streams).
+    pub gop_seconds: u64,
+    /// Streams at a time.
+    pub sources_max: usize,
+    /// Viewers at a time.
+    pub viewers_max: usize,
+    /// A viewer further behind than this jumps to the newest key frame, ms.
+    pub lag_max_ms: u64,
+    /// A viewer that takes no byte for this long is closed, seconds.
+    pub stall_max_seconds: u64,
+    /// A publisher that sends nothing for this long is closed, seconds.
+    pub silence_max_seconds: u64,
+    /// How long a viewer waits for a stream that is not there yet, seconds.
+    pub wait_max_seconds: u64,
+    /// How long viewers are kept when the publisher goes, seconds.
+    pub grace_seconds: u64,
+    /// Whether a new publisher of a live stream replaces the old one (else it is refused).
+    pub takeover: bool,
+}
+
+/// A transport plus a protocol plus a thing model.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adapter {
+    pub name: String,
+    /// `tcp://HOST:PORT`, `tls://HOST:PORT`, `udp://HOST:PORT`, `serial:///dev/NAME?baud=N`.
+    pub listen: String,
+    /// One protocol, or several on one port: the first bytes decide.
+    pub protocol: OneOrMany,
+    /// The product of devices that register themselves here.
+    pub product: Option<String>,
+    /// Whether unknown devices are taken in as things of `product`.
+    #[serde(default)]
+    pub auto_register: bool,
+    /// Whether peers without credentials are let in.
+    #[serde(default)]
+    pub allow_anonymous: bool,
+    /// Connections (or UDP peers) at a time.
+    #[serde(default = "Adapter::connections_max")]
+    pub connections_max: usize,
+    /// Certificate chain and key, PEM, for `tls://`.
+    pub cert_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    /// The protocol's own options; with several protocols one table each, by protocol name.
+    #[serde(default)]
+    pub options: toml::Table,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// A declared thing.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// The thing's id upstream.
+    pub id: String,
+    /// Its model: `energy-meter`.
+    pub product: String,
+    /// Its name in its own protocol, where that differs from the id.
+    pub name: Option<String>,
+    /// The adapter it comes through; any if absent.
+    pub adapter: Option<String>,
+}
+
+/// Who may come in, and as what.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Credential {
+    /// MQTT user name or client id, CoAP token's name, stream key's name.
+    pub name: String,
+    /// The secret (password, token, stream key): in a file, in an environment variable, or as an argon2 hash.
+    pub secret_file: Option<PathBuf>,
+    pub secret_env: Option<String>,
+    pub secret_hash: Option<String>,
+    /// Devices it speaks for; `*` for any. Empty: the device of its own name.
+    pub devices: Vec<String>,
+    /// MQTT topic filters it may publish to and subscribe to beside its devices' own; `{client}` and `{user}` stand for
+    /// its names.
+    pub publish: Vec<String>,
+    pub subscribe: Vec<String>,
+    /// Streams it may push and watch: names, `live/*`, `*`.
+    pub push: Vec<String>,
+    pub watch: Vec<String>,
+}
+
+/// A platform that takes the messages.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Upstream {
+    pub name: String,
+    /// `mqtt://HOST:PORT` or `mqtts://HOST:PORT`.
+    pub url: String,
+    /// How the platform wants it said.
+    #[serde(default)]
+    pub dialect: Dialect,
+    pub username: Option<String>,
+    pub password_file: Option<PathBuf>,
+    pub password_env: Option<String>,
+    /// Certificate authorities, PEM; absent: the built-in web roots.
+    pub ca_file: Option<PathBuf>,
+    /// Client certificate and key, PEM.
+    pub cert_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    /// A batch is closed at this many bytes, KiB, 1 to 256.
+    #[serde(default = "Upstream::batch_kib")]
+    pub batch_kib: u64,
+    /// … or this long after its first message, ms, 0 to 10000.
+    #[serde(default = "Upstream::batch_ms")]
+    pub batch_ms: u64,
+    /// Batches sent and not yet acknowledged, 1 to 100.
+    #[serde(default = "Upstream::inflight_max")]
+    pub inflight_max: u16,
+    #[serde(default = "Upstream::keep_alive_seconds")]
+    pub keep_alive_seconds: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Dialect {
+    /// Protobuf batches on `sg/v1/GATEWAY/…`; see `docs/native.md`.
+    #[default]
+    Native,
+    /// One JSON object a message on `sg/v1/GATEWAY/json/THING/…`.
+    Json,
+}
+
+/// A stream copied to an RTMP server.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Relay {
+    /// Stream name, or `live/*`.
+    pub stream: String,
+    /// `rtmp://HOST[:PORT]/APP/NAME`; `{app}` and `{name}` stand for the stream's own.
+    pub url: String,
+}
+
+// === defaults ===
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Self { id: String::new(), models: PathBuf::from("/etc/sluicegate/models"), memory_mib: 0 }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::from("/var/lib/sluicegate"),
+            commit_ms: 100,
+            commit_kib: 256,
+            cap_mib: 512,
+            segment_mib: 8,
+            free_min_mib: 64,
+        }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:8080".to_owned(), token_file: None }
+    }
+}
+
+impl Default for Broker {
+    fn default() -> Self {
+        Self {
+            sessions_max: 10_000,
+            queue_kib: 256,
+            queues_mib: 32,
+            retained_mib: 8,
+            subscriptions_max: 200,
+            session_expiry_max_seconds: 7 * 24 * 3600,
+            core: BrokerCore::Own,
+        }
+    }
+}
+
+impl Default for Stream {
+    fn default() -> Self {
+        Self {
+            threads: 0,
+            window_max_ms: 350,
+            gop_kib: 8 * 1024,
+            gop_seconds: 10,
+            sources_max: 256,
+            viewers_max: 10_000,
+            lag_max_ms: 3_000,
+            stall_max_seconds: 10,
+            silence_max_seconds: 15,
+            wait_max_seconds: 5,
+            grace_seconds: 15,
+            takeover: true,
+        }
+    }
+}
+
+impl Adapter {
+    fn connections_max() -> usize {
+        10_000
+    }
+}
+
+impl Upstream {
+    fn batch_kib() -> u64 {
+        64
+    }
+
+    fn batch_ms() -> u64 {
+        200
+    }
+
+    fn inflight_max() -> u16 {
+        16
+    }
+
+    fn keep_alive_seconds() -> u64 {
+        30
+    }
+}
+
+impl OneOrMany {
+    pub fn names(&self) -> Vec<&str> {
+        match self {
+            Self::One(name) => vec![name],
+            Self::Many(names) => names.iter().map(String::as_str).collect(),
+        }
+    }
+}

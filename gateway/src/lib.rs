@@ -1,0 +1,20 @@
+//! HOW it all runs: all I/O, threads and policy. `main.rs` is the command line; `app.rs` is the one place that knows
+//! all the parts.
+
+pub mod admin;
+pub mod app;
+pub mod broker;
+pub mod bus;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod credentials;
+pub mod demo;
+pub mod devices;
+pub mod intake;
+pub mod receive;
+pub mod sim;
+pub mod stream;
+pub mod threads;
+pub mod transport;
+pub mod upstream;

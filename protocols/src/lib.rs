@@ -1,0 +1,26 @@
+//! HOW a thing speaks: every protocol as a pure state machine. Bytes and time come in, outputs go out.
+//!
+//! [`PROTOCOLS`] is the one table. To add a protocol: make a folder with `mod.rs` (the row: name, options, example),
+//! `frame.rs` (bytes to frames and back), `session.rs` (the talk) and `testdata/` (captures), add its `mod` line and
+//! its row here. The laws in `tests/laws.rs`, the fuzz target and `sluicegate check --example` find it by themselves.
+//!
+//! Must not be in here: sockets, clocks, threads, files, tokio (clippy.toml bans them).
+
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
+
+pub mod exchange;
+pub mod media;
+pub mod session;
+
+pub use session::{
+    Capture, Claim, Endpoint, Fault, Identity, Input, Limits, OptionsError, Outbox, Output, Peer, Protocol, Reach,
+    Refusal, Session, Sniff, Ticket, Whose, Wire,
+};
+
+/// Every protocol the gateway speaks, in the order in which sniffing asks them.
+pub static PROTOCOLS: &[&dyn Protocol] = &[];
+
+/// The row with this name.
+pub fn protocol(name: &str) -> Option<&'static dyn Protocol> {
+    PROTOCOLS.iter().copied().find(|row| row.name() == name)
+}

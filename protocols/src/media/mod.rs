@@ -1,0 +1,96 @@
+//! What the camera languages share: access units, codecs, and the containers viewers ask for.
+//!
+//! Inside: one file a codec or container, all pure. Must not be in here: anything one protocol alone needs.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// `APP/NAME`, e.g. `live/gate-1`, `gb/DEVICE/CHANNEL`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StreamName(Arc<str>);
+
+impl StreamName {
+    /// Bytes a stream name may have.
+    pub const LEN_MAX: usize = 200;
+
+    /// Checks the name: 2 to 4 levels of letters, digits, `-`, `_`, `.`; no level is `.` or `..`.
+    pub fn parse(name: &str) -> Option<Self> {
+        let plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let level_ok = |l: &str| !l.is_empty() && l != "." && l != ".." && l.chars().all(plain);
+        let levels = name.split('/').count();
+        ((2..=4).contains(&levels) && name.len() <= Self::LEN_MAX && name.split('/').all(level_ok))
+            .then(|| Self(Arc::from(name)))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for StreamName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Track {
+    Video,
+    Audio,
+    /// Script data (RTMP's onMetaData).
+    Data,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Codec {
+    H264,
+    H265,
+    Aac,
+    G711A,
+    G711U,
+    Mp3,
+    /// AMF0 script data.
+    Script,
+}
+
+/// One access unit (a video frame, an audio packet) or one codec configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    pub track: Track,
+    pub codec: Codec,
+    /// Decode time in 1/90,000 s, never wraps.
+    pub dts_90k: i64,
+    /// Presentation time in 1/90,000 s.
+    pub pts_90k: i64,
+    pub kind: Kind,
+    /// H.264/H.265: 4-byte length-prefixed NAL units; configuration: avcC / hvcC record. AAC: one raw frame;
+    /// configuration: AudioSpecificConfig. Script: the AMF0 values.
+    pub data: Bytes,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Codec configuration: what a decoder needs before the first frame.
+    Config,
+    /// A frame from which decoding can start.
+    Key,
+    /// Any other frame.
+    Delta,
+}
+
+/// How a viewer wants the stream packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Container {
+    /// FLV file bytes as they are: HTTP/1.0 bodies, files.
+    Flv,
+    /// FLV where each piece is one chunk of HTTP/1.1 chunked coding.
+    FlvChunked,
+    /// RTMP chunk stream: message stream 1, chunk size [`RTMP_CHUNK_SIZE`].
+    Rtmp,
+}
+
+/// The chunk size we announce and use towards RTMP viewers and upstreams, in bytes: large, so that a frame is one chunk
+/// and the muxed bytes can be shared by all viewers.
+pub const RTMP_CHUNK_SIZE: usize = 65_536;
