@@ -28,6 +28,8 @@ pub enum Body {
         name: Arc<str>,
         level: Level,
         data: Value,
+        /// `UnknownProperty` for an event that the model lacks; `WrongType` and `OutOfRange` speak of its data.
+        quality: Quality,
     },
     Reply {
         id: String,
@@ -64,10 +66,12 @@ pub enum Quality {
     Good,
     /// The value lies outside the model's range; delivered as sent.
     OutOfRange,
-    /// The model has no such property; delivered as sent, under the device's own name.
+    /// The model has no such property (or event); delivered as sent, under the device's own name.
     UnknownProperty,
     /// The value is not of the model's type and could not be converted without loss; delivered as sent.
     WrongType,
+    /// The device's clock is wrong (see `normalize`): the value is good, its time is the gateway's.
+    WrongTime,
 }
 
 /// How loud an event is.
