@@ -2,6 +2,10 @@
 //!
 //! The session knows the wire: packets, packet ids, acknowledgements, keep-alive. The exchange knows who subscribed to
 //! what, what is retained and what waits for whom. Neither knows the other but by these words.
+//!
+//! The exchange numbers the deliveries of a session as MQTT numbers its packets (16 bits, unique while in flight), so
+//! that a delivery keeps its packet id when it is repeated on a later connection. It also keeps the packet ids of QoS 2
+//! publications that a client has not released yet, for the same reason.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,10 +57,12 @@ pub struct Subscription {
 }
 
 /// What the client left to be published when it goes without a goodbye.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Will {
     pub publication: Publication,
     pub delay: Duration,
+    /// What it says about devices, when its topic belongs to a dialect (an `offline` topic as a will is common).
+    pub reports: Vec<Report>,
 }
 
 /// Session to exchange.
@@ -87,10 +93,26 @@ pub enum Request {
         ticket: Option<Ticket>,
         publication: Publication,
         reports: Vec<Report>,
+        /// At QoS 2 its packet id: kept until [`Request::Release`], so that a repetition is known also after a reconnect.
+        packet_id: Option<u16>,
     },
-    /// The subscriber acknowledged this delivery (PUBACK or PUBCOMP).
+    /// The client released the QoS 2 packet id of an earlier publication.
+    Release {
+        packet_id: u16,
+    },
+    /// A command for the device at the other end, as a publication that must match one of this session's own
+    /// subscriptions. Answered by [`Event::Commanded`].
+    Command {
+        ticket: Ticket,
+        publication: Publication,
+    },
+    /// The subscriber has this QoS 2 delivery (PUBREC). Answered by [`Event::Release`].
+    Received {
+        delivery: u16,
+    },
+    /// The subscriber is done with this delivery (PUBACK, PUBCOMP, a PUBREC with an error, or it cannot take it).
     Acknowledged {
-        delivery: u64,
+        delivery: u16,
     },
     /// The client said goodbye; `publish_will` when it asked for its will nevertheless (MQTT 5 reason 0x04), `expiry`
     /// when it changed its session's.
@@ -118,6 +140,17 @@ pub enum Event {
         outcomes: Vec<bool>,
     },
     Deliver(Delivery),
+    /// Answer PUBREL for this QoS 2 delivery; `known` is false when there is no such delivery.
+    Release {
+        delivery: u16,
+        known: bool,
+    },
+    /// The command was put into this session's queue, or no subscription of the session takes its topic
+    /// ([`Refusal::NotFound`]).
+    Commanded {
+        ticket: Ticket,
+        outcome: Result<(), Refusal>,
+    },
     /// Another connection took the client id, or an operator closed it.
     Kicked {
         reason: KickReason,
@@ -127,17 +160,21 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attached {
     pub session_present: bool,
+    /// Packet ids of QoS 2 publications that the client published on an earlier connection and has not released.
+    pub unreleased: Vec<u16>,
 }
 
 /// A message for this subscriber; the publication's QoS is already the lower of published and subscribed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
-    /// Names the delivery in [`Request::Acknowledged`]; meaningless at QoS 0.
-    pub id: u64,
+    /// The packet id; 0 at QoS 0.
+    pub id: u16,
     pub publication: Publication,
     /// It was sent on an earlier connection and not acknowledged.
     pub dup: bool,
     pub subscription_identifiers: Vec<u32>,
+    /// The ticket of the [`Request::Command`] this delivery carries.
+    pub command: Option<Ticket>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

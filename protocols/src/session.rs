@@ -59,6 +59,13 @@ pub trait Session: Send {
 
     /// When the session wants to be ticked next. Does not run backwards without input.
     fn deadline(&self) -> Option<Instant>;
+
+    /// Whether the session takes no more bytes for now (it waits for an admission, or too much is not settled yet).
+    /// The driver then stops reading, so that the peer feels it, and does not count the buffer against
+    /// [`Limits::frame_max`]; when an input has ended the pause it hands the unread buffer in again.
+    fn paused(&self) -> bool {
+        false
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
