@@ -12,6 +12,7 @@ pub mod command;
 pub mod message;
 pub mod report;
 pub mod value;
+pub mod wire;
 
 pub use command::{Command, Failure, Order, Outcome};
 pub use message::{Body, Class, Level, Message, Quality, Sample};
