@@ -8,7 +8,7 @@ use crate::message::{Body, Message, Quality, Sample};
 ///
 /// `thing`, `model`, `time` (RFC 3339 UTC with microseconds), `received` only where it differs from `time`, and one of
 /// `properties` (name to value), `event`, `reply`, `presence`, `gap`. `quality` (name to word) holds only the properties
-/// that are not good. JSON has no NaN, no infinity: they become null. Bytes become an array of numbers.
+/// that are not good; for an event it is the word itself. JSON has no NaN, no infinity: they become null. Bytes become an array of numbers.
 pub fn message_json(message: &Message) -> Json {
     let mut object = Map::new();
     object.insert("thing".to_owned(), Json::from(message.thing.as_ref()));
@@ -26,7 +26,10 @@ pub fn message_json(message: &Message) -> Json {
             let values = samples.iter().map(|sample| (sample.name.as_ref().to_owned(), Json::from(&sample.value)));
             ("properties", Json::Object(values.collect()))
         }
-        Body::Event { name, level, data } => {
+        Body::Event { name, level, data, quality } => {
+            if *quality != Quality::Good {
+                object.insert("quality".to_owned(), word(quality));
+            }
             ("event", json!({ "name": name.as_ref(), "level": word(level), "data": Json::from(data) }))
         }
         Body::Reply { id, outcome: Ok(value) } => ("reply", json!({ "id": id, "value": Json::from(value) })),

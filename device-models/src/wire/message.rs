@@ -118,7 +118,7 @@ mod tests {
             model: "m".into(),
             time_us: 1,
             received_us: 2,
-            body: Body::Event { name: "e".into(), level: crate::Level::Warn, data: value },
+            body: Body::Event { name: "e".into(), level: crate::Level::Warn, data: value, quality: Quality::Good },
         };
         assert_eq!(decode_message(&encode_message(&message)), Ok(message));
     }

@@ -63,7 +63,13 @@ pub(super) fn value() -> impl Strategy<Value = Value> {
 }
 
 fn quality() -> impl Strategy<Value = Quality> {
-    prop::sample::select(vec![Quality::Good, Quality::OutOfRange, Quality::UnknownProperty, Quality::WrongType])
+    prop::sample::select(vec![
+        Quality::Good,
+        Quality::OutOfRange,
+        Quality::UnknownProperty,
+        Quality::WrongType,
+        Quality::WrongTime,
+    ])
 }
 
 fn sample() -> impl Strategy<Value = Sample> {
@@ -90,7 +96,8 @@ fn body() -> impl Strategy<Value = Body> {
     let class = prop::sample::select(Class::ALL.to_vec());
     prop_oneof![
         4 => prop::collection::vec(sample(), 0..6).prop_map(Body::Properties),
-        1 => (".{0,6}", level, value()).prop_map(|(name, level, data)| Body::Event { name: name.into(), level, data }),
+        1 => (".{0,6}", level, value(), quality())
+            .prop_map(|(name, level, data, quality)| Body::Event { name: name.into(), level, data, quality }),
         1 => (".{0,6}", outcome()).prop_map(|(id, outcome)| Body::Reply { id, outcome }),
         1 => (any::<bool>(), ".{0,6}").prop_map(|(online, reason)| Body::Presence { online, reason }),
         1 => (class, any::<u64>(), any::<u64>(), ".{0,6}")

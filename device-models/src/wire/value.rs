@@ -103,6 +103,7 @@ pub(super) const fn to_quality(quality: Quality) -> u32 {
         Quality::OutOfRange => 1,
         Quality::UnknownProperty => 2,
         Quality::WrongType => 3,
+        Quality::WrongTime => 4,
     }
 }
 
@@ -112,6 +113,7 @@ pub(super) const fn from_quality(number: u32) -> Result<Quality, WireError> {
         1 => Quality::OutOfRange,
         2 => Quality::UnknownProperty,
         3 => Quality::WrongType,
+        4 => Quality::WrongTime,
         number => return Err(WireError::Number { what: "quality", number }),
     })
 }
@@ -130,10 +132,11 @@ pub(super) enum Said {
 pub(super) fn to_said(body: &Body) -> Said {
     match body {
         Body::Properties(samples) => Said::Samples(to_samples(samples)),
-        Body::Event { name, level, data } => Said::Event(pb::Event {
+        Body::Event { name, level, data, quality } => Said::Event(pb::Event {
             name: name.as_ref().to_owned(),
             level: to_level(*level),
             data: Some(to_value(data)),
+            quality: to_quality(*quality),
         }),
         Body::Reply { id, outcome } => Said::Reply(to_reply(id, outcome)),
         Body::Presence { online, reason } => Said::Presence(pb::Presence { online: *online, reason: reason.clone() }),
@@ -146,9 +149,12 @@ pub(super) fn to_said(body: &Body) -> Said {
 pub(super) fn from_said(said: Said) -> Result<Body, WireError> {
     Ok(match said {
         Said::Samples(samples) => Body::Properties(from_samples(samples)?),
-        Said::Event(event) => {
-            Body::Event { name: Arc::from(event.name), level: from_level(event.level)?, data: from_value(event.data) }
-        }
+        Said::Event(event) => Body::Event {
+            name: Arc::from(event.name),
+            level: from_level(event.level)?,
+            data: from_value(event.data),
+            quality: from_quality(event.quality)?,
+        },
         Said::Reply(reply) => {
             let outcome = match reply.failure {
                 None => Ok(from_value(reply.value)),
