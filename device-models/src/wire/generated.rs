@@ -57,6 +57,9 @@ pub struct Event {
     pub level: u32,
     #[prost(message, optional, tag = "3")]
     pub data: ::core::option::Option<Value>,
+    /// As a sample's.
+    #[prost(uint32, tag = "4")]
+    pub quality: u32,
 }
 /// How a command ended: a value, or a failure.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -144,7 +147,7 @@ pub struct Sample {
     pub name: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "3")]
     pub value: ::core::option::Option<Value>,
-    /// 0 good, 1 out of range, 2 unknown property, 3 wrong type.
+    /// 0 good, 1 out of range, 2 unknown property, 3 wrong type, 4 wrong time (the time is the gateway's).
     #[prost(uint32, tag = "4")]
     pub quality: u32,
 }
