@@ -1,11 +1,24 @@
 //! What the camera languages share: access units, codecs, and the containers viewers ask for.
 //!
-//! Inside: one file a codec or container, all pure. Must not be in here: anything one protocol alone needs.
+//! Inside: one file a codec or container, all pure: `h264.rs`, `aac.rs` (what a decoder is told, and what we read off
+//! it), `amf0.rs` and `metadata.rs` (script data), `flv.rs` (tags to units), `mux.rs` (units to what viewers get),
+//! `read.rs` (bounded readers under all of them). Must not be in here: anything one protocol alone needs.
 
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+
+pub mod aac;
+pub mod amf0;
+pub mod flv;
+pub mod h264;
+pub mod metadata;
+pub mod mux;
+mod read;
+
+pub use mux::{Change, Mux, Tracks, mux};
+pub use read::MediaError;
 
 /// `APP/NAME`, e.g. `live/gate-1`, `gb/DEVICE/CHANNEL`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,7 +52,7 @@ impl fmt::Display for StreamName {
 pub enum Track {
     Video,
     Audio,
-    /// Script data (RTMP's onMetaData).
+    /// Script data (RTMP's onMetaData, which is a [`Kind::Config`]; cue points and texts are [`Kind::Delta`]).
     Data,
 }
 
@@ -66,15 +79,29 @@ pub struct Unit {
     pub pts_90k: i64,
     pub kind: Kind,
     /// H.264/H.265: 4-byte length-prefixed NAL units; configuration: avcC / hvcC record. AAC: one raw frame;
-    /// configuration: AudioSpecificConfig. Script: the AMF0 values.
+    /// configuration: AudioSpecificConfig. MP3, G.711: the packet as it is; there is no configuration. Script: the AMF0
+    /// values, beginning with the name.
     pub data: Bytes,
+}
+
+impl Unit {
+    /// Whole milliseconds of decode time, as FLV and RTMP say it.
+    pub fn dts_ms(&self) -> i64 {
+        self.dts_90k.div_euclid(90)
+    }
+
+    /// Milliseconds from decode to presentation; negative where a source says so.
+    pub fn composition_ms(&self) -> i64 {
+        self.pts_90k.div_euclid(90).saturating_sub(self.dts_ms())
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// Codec configuration: what a decoder needs before the first frame.
     Config,
-    /// A frame from which decoding can start.
+    /// A video frame from which decoding can start; every audio packet. Whether a viewer may join there is the
+    /// stream's affair: at a video key where there is video, at any audio packet where there is none.
     Key,
     /// Any other frame.
     Delta,
