@@ -281,7 +281,7 @@ pub mod note {
         Presence(super::Presence),
         #[prost(message, tag = "10")]
         Gap(super::Gap),
-        /// A report that fits no row.
+        /// A report without any property.
         #[prost(message, tag = "11")]
         Samples(super::Samples),
     }

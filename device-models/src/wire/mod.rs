@@ -1,17 +1,22 @@
 //! Messages as bytes: the record on disk and the batch upstream, both protobuf (`proto/sluicegate.proto`), and the JSON
 //! form people read.
 //!
-//! `message.rs` is the record, `json.rs` the JSON form, `value.rs` the single value. `generated.rs` comes from the `.proto`; nothing outside
+//! `message.rs` is the record, `batch.rs` the native batch with `rows.rs` and `columns.rs` for its property
+//! reports, `catalog.rs` what aliases
+//! mean, `json.rs` the JSON form, `value.rs` the single value. `generated.rs` comes from the `.proto`; nothing outside
 //! this folder names it. Must not be in here: when a batch is closed, where it is sent.
 
+mod batch;
+mod catalog;
+mod columns;
 mod json;
 mod message;
+mod rows;
 mod value;
 
 #[rustfmt::skip]
 #[allow(
     clippy::pedantic,
-    dead_code,
     missing_debug_implementations,
     unreachable_pub,
     unused_qualifications,
@@ -22,6 +27,8 @@ mod generated;
 #[cfg(test)]
 mod tests;
 
+pub use batch::{Batch, Clock, Decoded, Hole, Meta, encode_batch};
+pub use catalog::{Catalog, PropertyName};
 pub use json::{message_json, time_text};
 pub use message::{decode_message, encode_message};
 
@@ -38,6 +45,22 @@ pub enum WireError {
     Number { what: &'static str, number: u32 },
     #[error("{0} is missing")]
     Missing(&'static str),
+    #[error("the body's CRC-32C is {found:08x}, the batch says {said:08x}")]
+    Crc { said: u32, found: u32 },
+    #[error("compression {0} is not known here")]
+    Codec(u32),
+    #[error("thing alias {alias} is not in catalog revision {rev}")]
+    Thing { alias: u32, rev: u32 },
+    #[error("property alias {alias} of model {model} is not in catalog revision {rev}")]
+    Property { model: String, alias: u32, rev: u32 },
+    #[error("the batch needs catalog revision {needed}, at hand is {have}")]
+    Catalog { needed: u32, have: u32 },
+    #[error("a frame's columns do not fit its rows: {0}")]
+    Shape(&'static str),
+    #[error("sequence number {0} stands twice, or outside of the batch")]
+    Order(u64),
+    #[error("the batch covers {said} sequence numbers, its frames {found}")]
+    Count { said: u64, found: u64 },
 }
 
 impl From<prost::DecodeError> for WireError {
