@@ -12,6 +12,7 @@ pub mod credentials;
 pub mod demo;
 pub mod devices;
 pub mod intake;
+pub mod metrics;
 pub mod receive;
 pub mod sim;
 pub mod stream;

@@ -1,0 +1,505 @@
+//! Every figure the gateway counts: one table, plain methods to count with, and the text that `/metrics` answers.
+//!
+//! Inside: the table [`TABLE`] (name, kind, labels, help), the handle [`Metrics`] that every part gets a clone of, and
+//! the samplers that read figures from their owners when somebody asks. Must not be in here: what a figure means for
+//! the part that counts it; names of protocols, adapters or upstreams (they are labels).
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use device_models::Class;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// Label sets one figure may have. What comes after is counted under the label value `other`: a peer that invents names
+/// must not grow the gateway's memory.
+pub const SERIES_MAX: usize = 512;
+
+/// Bytes of a label value; the rest is cut off.
+pub const LABEL_LEN_MAX: usize = 128;
+
+/// What stands before every name.
+pub const PREFIX: &str = "sluicegate";
+
+/// The media type of [`Metrics::encode`]'s text.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Upper bounds of the histogram's buckets, seconds.
+const BUCKETS_SECONDS: [f64; 10] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0];
+
+/// One figure.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    pub figure: Figure,
+    /// Without prefix; a counter's name ends in `_total`.
+    pub name: &'static str,
+    pub kind: Kind,
+    pub labels: &'static [&'static str],
+    pub help: &'static str,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Seconds, in buckets.
+    Histogram,
+    /// A counter that its owner keeps: read when somebody asks.
+    SampledCounter,
+    /// A gauge that its owner keeps: read when somebody asks.
+    SampledGauge,
+}
+
+macro_rules! figures {
+    ($($figure:ident $name:literal $kind:ident [$($label:literal),*] $help:literal;)*) => {
+        /// The figures by name, for [`Metrics::add`] and [`Sample`].
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Figure { $($figure,)* }
+
+        /// Every figure there is; `docs/metrics.md` is checked against it.
+        pub const TABLE: &[Row] = &[
+            $(Row { figure: Figure::$figure, name: $name, kind: Kind::$kind, labels: &[$($label),*], help: $help },)*
+        ];
+    };
+}
+
+figures! {
+    MessagesReceived "messages_received_total" Counter ["adapter"] "Reports taken in and made a message";
+    Points "points_total" Counter ["adapter", "quality"] "Property values taken in, by quality";
+    Refused "refused_total" Counter ["adapter", "reason"] "Reports refused, by reason";
+    Faults "faults_total" Counter ["adapter", "protocol"] "Departures from the protocol by peers";
+    Connections "connections" Gauge ["adapter"] "Peers connected now";
+    ConnectionsRefused "connections_refused_total" Counter ["adapter", "reason"] "Connections turned away, by reason";
+    BytesIn "bytes_in_total" Counter ["adapter"] "Bytes received from peers";
+    BytesOut "bytes_out_total" Counter ["adapter"] "Bytes sent to peers";
+    Dropped "dropped_total" Counter ["reason"] "Messages given up before every upstream had them, by reason; each is named by a gap record";
+    Commands "commands_total" Counter ["result"] "Commands to things, by how they ended";
+    CommandSeconds "command_duration_seconds" Histogram ["result"] "Time from an order to its outcome";
+    LinkUp "link_up" Gauge ["upstream"] "1 while the upstream is connected";
+    LinkFailures "link_failures_total" Counter ["upstream"] "Connections to the upstream that failed or broke";
+    Backlog "backlog_messages" Gauge ["upstream", "class"] "Messages the upstream does not have yet";
+    AckedSeq "acked_seq" Gauge ["upstream", "class"] "Highest sequence number the upstream acknowledged with all before it";
+    MessagesSent "messages_sent_total" Counter ["upstream"] "Messages the upstream acknowledged";
+    UpstreamBytes "upstream_bytes_total" Counter ["upstream"] "Payload bytes sent to the upstream, repeats included";
+    StoreBytes "store_bytes" SampledGauge [] "Bytes the store takes on disk";
+    StoreBytesMax "store_bytes_max" SampledGauge [] "Bytes the store may take on disk";
+    StoreSeq "store_seq" SampledGauge ["class"] "Sequence number of the newest message, by class";
+    StoreDurableSeq "store_durable_seq" SampledGauge ["class"] "Sequence number through which messages are on disk, by class";
+    StoreSegments "store_segments" SampledGauge [] "Segment files of the log";
+    StoreCommits "store_commits_total" SampledCounter [] "Group commits made";
+    StoreWritten "store_written_bytes_total" SampledCounter [] "Bytes written to the log";
+    StoreFailures "store_failures_total" SampledCounter [] "Writes to disk that failed";
+    Things "things" SampledGauge [] "Things known";
+    ThingsOnline "things_online" SampledGauge [] "Things online now";
+    Streams "streams" SampledGauge [] "Live streams";
+    StreamViewers "stream_viewers" SampledGauge ["stream"] "Viewers of the stream";
+    StreamBitRate "stream_bits_per_second" SampledGauge ["stream"] "Bit rate of the stream's source";
+    StreamFrameRate "stream_frames_per_second" SampledGauge ["stream"] "Video frames a second of the stream's source";
+    StreamBytesIn "stream_bytes_in_total" SampledCounter ["stream"] "Bytes of media the source sent";
+    StreamBytesOut "stream_bytes_out_total" SampledCounter ["stream"] "Bytes of media sent to viewers";
+    StreamFrames "stream_frames_total" SampledCounter ["stream"] "Video frames the source sent";
+    StreamSkips "stream_skips_total" SampledCounter ["stream"] "Jumps of viewers that had fallen behind";
+    ThreadBusy "thread_busy_ratio" Gauge ["thread"] "Part of the time a pinned thread works, 0 to 1";
+    ThreadLag "thread_loop_lag_seconds" Gauge ["thread"] "Longest wait of a pinned thread's loop in its last second";
+    BrokerSessions "broker_sessions" SampledGauge [] "MQTT sessions kept";
+    BrokerQueued "broker_queued_bytes" SampledGauge [] "Bytes waiting for MQTT sessions";
+    BrokerDropped "broker_dropped_total" SampledCounter [] "MQTT messages dropped at a queue's limit";
+    LiveViewers "admin_live_clients" Gauge [] "Clients of the live feed";
+    LiveDropped "admin_live_dropped_total" Counter [] "Messages the live feed left out for clients that were too slow";
+    AdminRefused "admin_refused_total" Counter ["reason"] "Requests to the console and API turned away, by reason";
+    Resident "process_resident_memory_bytes" SampledGauge [] "Resident memory of the process";
+    Uptime "uptime_seconds" SampledGauge [] "Seconds since the gateway started";
+}
+
+/// The handle every part counts with. Cheap to clone; all clones share the figures.
+#[derive(Clone)]
+pub struct Metrics {
+    inner: Arc<Inner>,
+}
+
+/// One figure's value at the moment it was asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    pub figure: Figure,
+    /// In the order of the row's labels.
+    pub labels: Vec<String>,
+    pub value: f64,
+}
+
+impl Sample {
+    pub fn new(figure: Figure, labels: &[&str], value: f64) -> Self {
+        Self { figure, labels: labels.iter().map(|l| cut(l).to_owned()).collect(), value }
+    }
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix(PREFIX);
+        let series = TABLE.iter().map(|row| Series::register(row, &mut registry)).collect();
+        let samplers = Samplers::default();
+        registry.register_collector(Box::new(samplers.clone()));
+        Self { inner: Arc::new(Inner { registry, series, samplers }) }
+    }
+
+    /// A report was taken in.
+    pub fn received(&self, adapter: &str) {
+        self.add(Figure::MessagesReceived, &[adapter], 1);
+    }
+
+    /// Property values were taken in, with this quality.
+    pub fn points(&self, adapter: &str, quality: &str, count: u64) {
+        self.add(Figure::Points, &[adapter, quality], count);
+    }
+
+    /// A report was refused. `reason` is one of few words, not a text with names in it.
+    pub fn refused(&self, adapter: &str, reason: &str) {
+        self.add(Figure::Refused, &[adapter, reason], 1);
+    }
+
+    /// A peer departed from its protocol.
+    pub fn fault(&self, adapter: &str, protocol: &str) {
+        self.add(Figure::Faults, &[adapter, protocol], 1);
+    }
+
+    pub fn connected(&self, adapter: &str) {
+        self.change(Figure::Connections, &[adapter], 1.0);
+    }
+
+    pub fn disconnected(&self, adapter: &str) {
+        self.change(Figure::Connections, &[adapter], -1.0);
+    }
+
+    /// A connection was turned away. `reason` is one of few words.
+    pub fn connection_refused(&self, adapter: &str, reason: &str) {
+        self.add(Figure::ConnectionsRefused, &[adapter, reason], 1);
+    }
+
+    pub fn bytes_in(&self, adapter: &str, bytes: u64) {
+        self.add(Figure::BytesIn, &[adapter], bytes);
+    }
+
+    pub fn bytes_out(&self, adapter: &str, bytes: u64) {
+        self.add(Figure::BytesOut, &[adapter], bytes);
+    }
+
+    /// Messages were given up (cap, ttl, corrupt, oversize, disk full).
+    pub fn dropped(&self, reason: &str, count: u64) {
+        self.add(Figure::Dropped, &[reason], count);
+    }
+
+    /// A command ended. `result` is one of few words: `ok`, `offline`, `silent`, ….
+    pub fn command(&self, result: &str, took: Duration) {
+        self.add(Figure::Commands, &[result], 1);
+        self.observe(Figure::CommandSeconds, &[result], took);
+    }
+
+    pub fn link(&self, upstream: &str, up: bool) {
+        self.set(Figure::LinkUp, &[upstream], if up { 1.0 } else { 0.0 });
+    }
+
+    pub fn link_failed(&self, upstream: &str) {
+        self.add(Figure::LinkFailures, &[upstream], 1);
+    }
+
+    pub fn backlog(&self, upstream: &str, class: Class, messages: u64) {
+        self.set(Figure::Backlog, &[upstream, class.topic()], messages as f64);
+    }
+
+    pub fn acked(&self, upstream: &str, class: Class, seq: u64) {
+        self.set(Figure::AckedSeq, &[upstream, class.topic()], seq as f64);
+    }
+
+    /// Messages acknowledged by the upstream, and the payload bytes they took.
+    pub fn sent(&self, upstream: &str, messages: u64, bytes: u64) {
+        self.add(Figure::MessagesSent, &[upstream], messages);
+        self.add(Figure::UpstreamBytes, &[upstream], bytes);
+    }
+
+    /// A pinned thread's last second: the part it worked (0 to 1) and the longest wait of its loop.
+    pub fn thread(&self, thread: &str, busy: f64, lag: Duration) {
+        self.set(Figure::ThreadBusy, &[thread], busy);
+        self.set(Figure::ThreadLag, &[thread], lag.as_secs_f64());
+    }
+
+    /// Adds to a counter; does nothing to a figure of another kind.
+    pub fn add(&self, figure: Figure, labels: &[&str], count: u64) {
+        if let Some(Series::Counter(counter)) = self.inner.series(figure) {
+            counter.with(figure, labels, |c| {
+                c.inc_by(count);
+            });
+        }
+    }
+
+    /// Sets a gauge; does nothing to a figure of another kind.
+    pub fn set(&self, figure: Figure, labels: &[&str], value: f64) {
+        if let Some(Series::Gauge(gauge)) = self.inner.series(figure) {
+            gauge.with(figure, labels, |g| {
+                g.set(value);
+            });
+        }
+    }
+
+    /// Changes a gauge by so much; does nothing to a figure of another kind.
+    pub fn change(&self, figure: Figure, labels: &[&str], by: f64) {
+        if let Some(Series::Gauge(gauge)) = self.inner.series(figure) {
+            gauge.with(figure, labels, |g| {
+                g.inc_by(by);
+            });
+        }
+    }
+
+    /// Adds a duration to a histogram; does nothing to a figure of another kind.
+    pub fn observe(&self, figure: Figure, labels: &[&str], took: Duration) {
+        if let Some(Series::Histogram(histogram)) = self.inner.series(figure) {
+            histogram.with(figure, labels, |h| h.observe(took.as_secs_f64()));
+        }
+    }
+
+    /// Has figures read from their owner whenever somebody asks. The sampler must be quick and must not block.
+    pub fn sample(&self, sampler: impl Fn() -> Vec<Sample> + Send + Sync + 'static) {
+        self.inner.samplers.all.write().unwrap_or_else(PoisonError::into_inner).push(Box::new(sampler));
+    }
+
+    /// All figures as OpenMetrics text; see [`CONTENT_TYPE`].
+    pub fn encode(&self) -> String {
+        let mut text = String::with_capacity(8 * 1024);
+        // Writing into a String cannot fail; a sampler's figure that cannot be encoded ends the text early.
+        if prometheus_client::encoding::text::encode(&mut text, &self.inner.registry).is_err() {
+            tracing::warn!("the metrics could not be written to their end");
+        }
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").field("figures", &TABLE.len()).finish_non_exhaustive()
+    }
+}
+
+// === the figures kept here ===
+
+struct Inner {
+    registry: Registry,
+    /// One a row, in the table's order.
+    series: Vec<Series>,
+    samplers: Samplers,
+}
+
+type LabelSet = Vec<(&'static str, String)>;
+type FloatGauge = Gauge<f64, AtomicU64>;
+
+enum Series {
+    Counter(Labelled<Counter>),
+    Gauge(Labelled<FloatGauge>),
+    Histogram(Labelled<Histogram, fn() -> Histogram>),
+    Sampled,
+}
+
+struct Labelled<M, C = fn() -> M> {
+    family: Family<LabelSet, M, C>,
+    count: AtomicUsize,
+}
+
+impl Inner {
+    fn series(&self, figure: Figure) -> Option<&Series> {
+        self.series.get(figure as usize)
+    }
+}
+
+impl Series {
+    fn register(row: &Row, registry: &mut Registry) -> Self {
+        match row.kind {
+            Kind::Counter => Self::Counter(Labelled::register(row, registry, Counter::default)),
+            Kind::Gauge => Self::Gauge(Labelled::register(row, registry, FloatGauge::default)),
+            Kind::Histogram => Self::Histogram(Labelled::register(row, registry, || Histogram::new(BUCKETS_SECONDS))),
+            Kind::SampledCounter | Kind::SampledGauge => Self::Sampled,
+        }
+    }
+}
+
+impl<M> Labelled<M>
+where
+    M: Clone + fmt::Debug + Send + Sync + EncodeMetric + prometheus_client::metrics::TypedMetric + 'static,
+{
+    fn register(row: &Row, registry: &mut Registry, make: fn() -> M) -> Self {
+        let family: Family<LabelSet, M, fn() -> M> = Family::new_with_constructor(make);
+        registry.register(row.plain_name(), row.help, family.clone());
+        if row.labels.is_empty() {
+            // A figure without labels is there from the start, as 0.
+            drop(family.get_or_create(&LabelSet::new()));
+        }
+        Self { family, count: AtomicUsize::new(0) }
+    }
+
+    fn with(&self, figure: Figure, labels: &[&str], work: impl FnOnce(&M)) {
+        let set = label_set(figure, labels);
+        if let Some(metric) = self.family.get(&set) {
+            return work(&metric);
+        }
+        // Two callers may both be first with a name: the count is then one too high, never too low.
+        if self.count.fetch_add(1, Ordering::Relaxed) < SERIES_MAX {
+            work(&self.family.get_or_create(&set));
+        } else {
+            let other = set.into_iter().map(|(name, _)| (name, "other".to_owned())).collect();
+            work(&self.family.get_or_create(&other));
+        }
+    }
+}
+
+impl Row {
+    /// The name as the registry wants it: it puts `_total` behind a counter itself.
+    fn plain_name(&self) -> &'static str {
+        self.name.strip_suffix("_total").unwrap_or(self.name)
+    }
+}
+
+fn label_set(figure: Figure, values: &[&str]) -> LabelSet {
+    let names = TABLE.get(figure as usize).map_or(&[][..], |row| row.labels);
+    debug_assert_eq!(names.len(), values.len(), "{figure:?} has other labels");
+    names.iter().zip(values).map(|(name, value)| (*name, cut(value).to_owned())).collect()
+}
+
+fn cut(value: &str) -> &str {
+    let mut end = value.len().min(LABEL_LEN_MAX);
+    while !value.is_char_boundary(end) {
+        end -= 1;
+    }
+    value.get(..end).unwrap_or_default()
+}
+
+// === the figures kept by their owners ===
+
+type Sampler = Box<dyn Fn() -> Vec<Sample> + Send + Sync>;
+
+#[derive(Clone, Default)]
+struct Samplers {
+    all: Arc<RwLock<Vec<Sampler>>>,
+}
+
+impl fmt::Debug for Samplers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Samplers")
+    }
+}
+
+impl Collector for Samplers {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let samples: Vec<Sample> = {
+            let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
+            all.iter().flat_map(|sampler| sampler()).collect()
+        };
+        for row in TABLE.iter().filter(|row| matches!(row.kind, Kind::SampledCounter | Kind::SampledGauge)) {
+            let mut of_row = samples.iter().filter(|sample| sample.figure == row.figure).take(SERIES_MAX).peekable();
+            if of_row.peek().is_none() {
+                continue;
+            }
+            let counter = row.kind == Kind::SampledCounter;
+            let kind = if counter { MetricType::Counter } else { MetricType::Gauge };
+            let mut metric = encoder.encode_descriptor(row.plain_name(), row.help, None, kind)?;
+            for sample in of_row {
+                let labels: LabelSet = row.labels.iter().copied().zip(sample.labels.iter().cloned()).collect();
+                let encoder = metric.encode_family(&labels)?;
+                if counter {
+                    ConstCounter::new(sample.value).encode(encoder)?;
+                } else {
+                    ConstGauge::new(sample.value).encode(encoder)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_row_stands_at_its_figure_and_is_named_by_the_rules() {
+        let mut names = BTreeSet::new();
+        for (at, row) in TABLE.iter().enumerate() {
+            assert_eq!(row.figure as usize, at, "{}", row.name);
+            assert!(names.insert(row.name), "{} stands there twice", row.name);
+            assert!(row.name.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{}", row.name);
+            let counts = matches!(row.kind, Kind::Counter | Kind::SampledCounter);
+            assert_eq!(counts, row.name.ends_with("_total"), "{}: only counters end in _total", row.name);
+            assert!(!row.help.is_empty() && !row.help.ends_with('.'), "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn counted_figures_are_in_the_text() {
+        let metrics = Metrics::new();
+        let clone = metrics.clone();
+        clone.received("door");
+        clone.received("door");
+        clone.refused("door", "type");
+        clone.connected("door");
+        clone.connected("door");
+        clone.disconnected("door");
+        clone.backlog("cloud", Class::Live, 17);
+        clone.command("ok", Duration::from_millis(20));
+        metrics.sample(|| {
+            vec![
+                Sample::new(Figure::StreamViewers, &["live/gate-1"], 3.0),
+                Sample::new(Figure::StreamFrames, &["live/gate-1"], 250.0),
+            ]
+        });
+        let text = metrics.encode();
+        for line in [
+            "sluicegate_messages_received_total{adapter=\"door\"} 2",
+            "sluicegate_refused_total{adapter=\"door\",reason=\"type\"} 1",
+            "sluicegate_connections{adapter=\"door\"} 1.0",
+            "sluicegate_backlog_messages{upstream=\"cloud\",class=\"live\"} 17.0",
+            "sluicegate_command_duration_seconds_count{result=\"ok\"} 1",
+            "sluicegate_stream_viewers{stream=\"live/gate-1\"} 3.0",
+            "sluicegate_stream_frames_total{stream=\"live/gate-1\"} 250.0",
+            "sluicegate_admin_live_dropped_total{} 0",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|l| l == line), "no line {line:?} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn invented_label_values_do_not_grow_the_table_without_end() {
+        let metrics = Metrics::new();
+        for n in 0..SERIES_MAX * 3 {
+            metrics.fault(&format!("adapter-{n}"), "raw");
+        }
+        let text = metrics.encode();
+        let lines = text.lines().filter(|l| l.starts_with("sluicegate_faults_total{")).count();
+        assert_eq!(lines, SERIES_MAX + 1);
+        let other = format!("sluicegate_faults_total{{adapter=\"other\",protocol=\"other\"}} {}", SERIES_MAX * 2);
+        assert!(text.lines().any(|l| l == other), "{other}");
+    }
+
+    #[test]
+    fn a_long_label_value_is_cut_at_a_letter() {
+        let metrics = Metrics::new();
+        metrics.received(&"设".repeat(1000));
+        let longest = metrics.encode().lines().map(str::len).max().unwrap_or_default();
+        assert!(longest < 300, "{longest}");
+    }
+}
