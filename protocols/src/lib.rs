@@ -8,8 +8,11 @@
 
 #![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
+mod admitted;
 pub mod exchange;
 pub mod media;
+pub mod payload;
+mod raw;
 pub mod session;
 
 pub use session::{
@@ -18,7 +21,7 @@ pub use session::{
 };
 
 /// Every protocol the gateway speaks, in the order in which sniffing asks them.
-pub static PROTOCOLS: &[&dyn Protocol] = &[];
+pub static PROTOCOLS: &[&dyn Protocol] = &[&raw::ROW];
 
 /// The row with this name.
 pub fn protocol(name: &str) -> Option<&'static dyn Protocol> {
