@@ -53,9 +53,8 @@ pub trait Session: Send {
     /// Takes one input. After a recoverable fault the session goes on with the next frame; after a fatal one the driver
     /// carries out what is in `out` and closes.
     ///
-    /// Bytes may be left in a stream's buffer: behind a recoverable fault, or because the session waits for an answer
-    /// (an admission, or the settling of what it sent on). The driver offers them again as long as the session takes
-    /// some, and after every other input; it does not read more than [`Limits::frame_max`] meanwhile.
+    /// Bytes may be left in a stream's buffer behind a recoverable fault, or because of [`paused`](Self::paused): the
+    /// driver offers them again as long as the session takes some, and after every other input.
     fn receive(&mut self, now: Instant, input: Input<'_>, out: &mut Outbox) -> Result<(), Fault>;
 
     /// Called when [`deadline`](Self::deadline) has passed.

@@ -118,6 +118,10 @@ impl Session for Talk {
     fn deadline(&self) -> Option<Instant> {
         self.commands.iter().map(|command| command.until).min()
     }
+
+    fn paused(&self) -> bool {
+        !self.ready()
+    }
 }
 
 // === impl Talk ===

@@ -141,6 +141,10 @@ impl Host {
         self.session.deadline()
     }
 
+    pub fn paused(&self) -> bool {
+        self.session.paused()
+    }
+
     pub fn pass(&mut self, time: Duration) {
         self.now += time;
     }
@@ -181,7 +185,7 @@ impl Host {
                 break;
             }
         }
-        if self.closed.is_none() && self.buffer.len() > self.limits.frame_max {
+        if self.closed.is_none() && !self.session.paused() && self.buffer.len() > self.limits.frame_max {
             self.closed = Some(format!("frame larger than {}", self.limits.frame_max));
         }
     }
@@ -223,7 +227,7 @@ impl Host {
 fn exchange(request: Request) -> Option<Input<'static>> {
     Some(match request {
         Request::Attach { ticket, .. } => {
-            let outcome = Ok(Attached { session_present: false });
+            let outcome = Ok(Attached { session_present: false, unreleased: Vec::new() });
             Input::Exchange(ExchangeEvent::Attached { ticket, outcome })
         }
         Request::Subscribe { ticket, subscriptions } => {
@@ -233,8 +237,13 @@ fn exchange(request: Request) -> Option<Input<'static>> {
         Request::Unsubscribe { ticket, filters } => {
             Input::Exchange(ExchangeEvent::Unsubscribed { ticket, outcomes: vec![true; filters.len()] })
         }
+        Request::Command { ticket, .. } => Input::Exchange(ExchangeEvent::Commanded { ticket, outcome: Ok(()) }),
+        Request::Received { delivery } => Input::Exchange(ExchangeEvent::Release { delivery, known: true }),
         Request::Publish { ticket: Some(ticket), .. } => Input::Settled { ticket, outcome: Ok(()) },
-        Request::Publish { ticket: None, .. } | Request::Acknowledged { .. } | Request::Detach { .. } => return None,
+        Request::Publish { ticket: None, .. }
+        | Request::Release { .. }
+        | Request::Acknowledged { .. }
+        | Request::Detach { .. } => return None,
     })
 }
 
