@@ -150,6 +150,20 @@ impl Kind {
         }
     }
 
+    /// WoT's `type`: boolean, integer, number, string, object, array.
+    pub fn json_type(&self) -> &'static str {
+        match self {
+            Self::Bool => "boolean",
+            Self::Int(_) | Self::TimeMs => "integer",
+            Self::F32 | Self::F64 => "number",
+            Self::Text | Self::Bytes => "string",
+            Self::Enum(choices) if matches!(choices.first(), Some(Choice { value: Value::Int(_), .. })) => "integer",
+            Self::Enum(_) => "string",
+            Self::Object(_) => "object",
+            Self::Array(_) => "array",
+        }
+    }
+
     /// What the type alone can hold.
     pub(super) fn range(&self) -> Range {
         match self {
