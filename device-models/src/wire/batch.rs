@@ -205,6 +205,11 @@ impl Batch {
         self.first_seq + self.count - 1
     }
 
+    /// Bytes that the batch keeps in memory.
+    pub fn body_len(&self) -> usize {
+        self.body.len()
+    }
+
     /// The messages. Takes memory in proportion to the batch's bytes.
     pub fn decode(&self, catalog: &Catalog) -> Result<Decoded, WireError> {
         if self.rev != 0 && self.rev != catalog.rev() {
