@@ -1,1 +1,398 @@
-//! (to be written)
+//! The thing-model bus on disk: what was acknowledged is here, and what is gone from here is said.
+//!
+//! Two stores under one roof (`store.path`):
+//!
+//! | place | holds | made durable by |
+//! |---|---|---|
+//! | `log/` | the messages, by class, in numbered order: our own segment files | group commit, fdatasync |
+//! | `sled/` | keyed state: cursors, registry, retained messages, latest values | flush and our own fdatasync, within 1 s |
+//! | `sled.export` | rescue copy of the keyed state | written whole and renamed, at stop and at most every 5 minutes |
+//! | `lock` | nothing: one process holds it | |
+//!
+//! # What holds
+//!
+//! 1. A record's number is given at `append`, by class, from 1, without holes. After a restart it continues behind the
+//!    highest number on disk, known to a reader or possibly torn off. A number is never given twice in an epoch.
+//! 2. The epoch is a random number made with the store, kept in `log/epoch`, in sled and in each segment. When the log's
+//!    files are lost, a new epoch starts.
+//! 3. A record counts (is published by [`Bus::durable`], is shown to readers) only after fdatasync of its file. A new file
+//!    has its header and its folder entry on disk before its first record can count.
+//! 4. Every number is decided: on disk, or failed. A reader gets every number exactly once, in order, as a record or
+//!    inside a gap.
+//! 5. A start always goes on. Damage is stepped over, set aside, and told as [`Finding`].
+//!
+//! # Segment files, byte by byte
+//!
+//! `log/CLASS-EPOCH-FIRST.seg`: CLASS `ctl`, `event`, `live` or `hist`; EPOCH 16 hex digits; FIRST 20 decimal digits, the
+//! first number the file may hold. All numbers little-endian. CRC is CRC-32C (Castagnoli, RFC 3720).
+//!
+//! | offset | bytes | header |
+//! |---|---|---|
+//! | 0 | 8 | `SGLOGSEG` |
+//! | 8 | 2 | version, 1 |
+//! | 10 | 1 | class, 0 to 3 |
+//! | 11 | 1 | 0 |
+//! | 12 | 8 | epoch |
+//! | 20 | 8 | first number |
+//! | 28 | 8 | 0 |
+//! | 36 | 4 | CRC of bytes 0 to 35 |
+//!
+//! Then frames to the end of the file:
+//!
+//! | offset | bytes | frame |
+//! |---|---|---|
+//! | 0 | 4 | bits 0 to 30: length of the payload, at most 524,288; bit 31: gap marker |
+//! | 4 | 4 | CRC over the epoch (8 bytes), the payload, then the length word and the number |
+//! | 8 | 8 | number of the record; of a gap marker the first lost number |
+//! | 16 | | payload: the record; of a gap marker the last lost number (8 bytes) and the reason (UTF-8) |
+//!
+//! `log/epoch`: `SGEPOCH1`, epoch (8), CRC of both (4).
+//!
+//! # Limits
+//!
+//! Records 512 KiB; 4 MiB waiting for the writer (then `append` waits); 8 MiB of keyed changes (then `put` refuses); 64
+//! readers; segments `segment_mib` (at most an eighth of the cap); all segments together `cap_mib`; `free_min_mib` left
+//! free. At the cap, below the free space and on a full disk whole segments go, `hist` first, then `live`, `event`, `ctl`,
+//! the oldest first, and a gap record goes into `ctl`. Segments that every reader has durably passed go at once.
+//!
+//! Must not be in here: what a record says (`device_models::wire`; gap records are the one exception), who reads it.
+
+mod commit;
+mod cursors;
+mod disk;
+mod durable;
+mod export;
+mod fetch;
+mod guard;
+mod keyed;
+mod log;
+mod reader;
+mod recover;
+mod segment;
+mod table;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use device_models::Class;
+use tokio::sync::{mpsc, watch};
+use tracing::warn;
+
+pub use durable::Durable;
+pub use keyed::Keyed;
+pub use reader::{Entry, Reader};
+pub use segment::RECORD_MAX;
+
+use crate::{config, threads};
+use commit::{Buffer, Window, Writer};
+use cursors::Cursors;
+use disk::{Disk, RealDisk};
+use log::{Files, Limits};
+use table::Table;
+
+const MIB: u64 = 1024 * 1024;
+/// Reads of all readers that may wait for the reading thread; each reader has one at a time.
+const JOBS_MAX: usize = 64;
+/// How long a start waits for the process before it to let go of the store.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why the bus cannot do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum BusError {
+    #[error("cannot open the store in {}: {error}", path.display())]
+    Open { path: PathBuf, error: io::Error },
+    #[error("another process holds the store in {}", path.display())]
+    Locked { path: PathBuf },
+    #[error("cannot read {}: {error}", path.display())]
+    Read { path: PathBuf, error: io::Error },
+    #[error("{bytes} bytes are too long for the store")]
+    TooLong { bytes: usize },
+    #[error("{} {seq} could not be written to disk", class.topic())]
+    Failed { class: Class, seq: u64 },
+    #[error("the bus is closed")]
+    Closed,
+    #[error("`{name}` is no name for a reader: 1 to 128 bytes")]
+    ReaderName { name: String },
+    #[error("more than {max} readers")]
+    TooManyReaders { max: usize },
+    #[error("keyed state: {0}")]
+    Keyed(String),
+    #[error("{bytes} bytes of keyed changes wait for the disk already")]
+    Full { bytes: usize },
+}
+
+/// What a start repaired, set aside or lost. Worth a line in the log and an alarm.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    pub kind: FindingKind,
+    pub text: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FindingKind {
+    /// Half a record at the end of a segment was cut off: a power cut's ordinary trace.
+    TornTail,
+    DamagedRecords,
+    DamagedHeader,
+    /// Numbers that readers know are gone from the disk.
+    LostRecords,
+    LostSegment,
+    /// A file or folder was moved aside whole.
+    Quarantined,
+    KeyedRestored,
+    NewEpoch,
+    /// The disk refused a repair; the log is read, and written when the disk allows it.
+    ReadOnly,
+}
+
+/// Figures for the status page and metrics.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stat {
+    pub epoch: u64,
+    /// Bytes and number of segment files.
+    pub bytes: u64,
+    pub segments: usize,
+    /// By class: oldest number on disk, highest durable number.
+    pub oldest: [u64; 4],
+    pub through: [u64; 4],
+    /// Bytes waiting for the writer; how often an append waited for room; batches that could not be written.
+    pub buffered_bytes: usize,
+    pub waits: u64,
+    pub failures: u64,
+    /// Segments let go of unread; damaged numbers met on reading.
+    pub evicted: u64,
+    pub corrupt: u64,
+    /// Bytes of keyed changes waiting for the disk; keyed writes that failed.
+    pub keyed_bytes: usize,
+    pub keyed_failures: u64,
+    pub readers: Vec<String>,
+}
+
+/// The bus. Cheap to clone; the threads behind it end when the last clone is gone, or at [`close`](Self::close).
+#[derive(Debug, Clone)]
+pub struct Bus {
+    inner: Arc<Inner>,
+}
+
+/// What clones and readers share.
+#[derive(Debug)]
+struct Inner {
+    epoch: u64,
+    buffer: Arc<Buffer>,
+    durable: watch::Receiver<Durable>,
+    files: Arc<Files>,
+    cursors: Arc<Cursors>,
+    keyed: Keyed,
+    jobs: mpsc::Sender<fetch::Job>,
+}
+
+// === impl Bus ===
+
+impl Bus {
+    /// Opens or makes the store. Blocks; needs no runtime.
+    pub fn open(config: &config::Store) -> Result<(Self, Vec<Finding>), BusError> {
+        let path = &config.path;
+        std::fs::create_dir_all(path).map_err(|error| BusError::Open { path: path.clone(), error })?;
+        let lock = lock(path)?;
+        let mut findings = Vec::new();
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let (table, lossy) = guard::open(&*disk, path, &mut findings)?;
+        let bus = Self::assemble(config, disk, table, lossy, Some(lock), &mut findings)?;
+        for finding in &findings {
+            warn!(kind = ?finding.kind, "{}", finding.text);
+        }
+        Ok((bus, findings))
+    }
+
+    fn assemble(
+        config: &config::Store,
+        disk: Arc<dyn Disk>,
+        table: Box<dyn Table>,
+        lossy: bool,
+        lock: Option<File>,
+        findings: &mut Vec<Finding>,
+    ) -> Result<Self, BusError> {
+        let open_error = |error| BusError::Open { path: config.path.clone(), error };
+        let (keyed, keyed_writer) = keyed::open(table, Arc::clone(&disk), &config.path.join("sled.export"));
+        let lock = Arc::new(lock);
+        let held = Arc::clone(&lock);
+        threads::thread("bus-keyed", move || {
+            keyed_writer.run();
+            drop(held);
+        })
+        .map_err(open_error)?;
+
+        let cap = config.cap_mib.max(8) * MIB;
+        let limits = Limits {
+            segment: (config.segment_mib.max(1) * MIB).min(cap / 8),
+            cap,
+            free_min: config.free_min_mib * MIB,
+        };
+        let entropy = getrandom::u64().map_err(|error| open_error(io::Error::other(error)))?;
+        let known =
+            if lossy { recover::Known { marks: [0; 4], ..cursors::known(&keyed) } } else { cursors::known(&keyed) };
+        let found = recover::open(Arc::clone(&disk), &config.path.join("log"), limits, known, entropy, findings)?;
+        let log = found.log;
+        let epoch = log.epoch;
+        let files = Arc::clone(&log.files);
+        let (oldest, through) = edges(&files);
+        let cursors = Arc::new(Cursors::open(keyed.clone(), epoch, oldest, lossy || found.new_epoch)?);
+        let window = Window { time: Duration::from_millis(config.commit_ms), bytes: config.commit_kib as usize * 1024 };
+        let buffer = Arc::new(Buffer::new(epoch, found.next, limits.segment, window));
+        let (sender, durable) = watch::channel(Durable::from_disk(through));
+        let writer = Writer { log, buffer: Arc::clone(&buffer), durable: sender, cursors: Arc::clone(&cursors) };
+        threads::thread("bus-log", move || {
+            writer.run();
+            drop(lock);
+        })
+        .map_err(open_error)?;
+        let (jobs, queue) = mpsc::channel(JOBS_MAX);
+        let fetcher = fetch::Fetcher::new(Arc::clone(&files));
+        threads::thread("bus-read", move || fetcher.run(queue)).map_err(open_error)?;
+        Ok(Self { inner: Arc::new(Inner { epoch, buffer, durable, files, cursors, keyed, jobs }) })
+    }
+
+    /// Takes a record in and gives its number as soon as it is buffered; waits only while the buffer is full. Whoever
+    /// acknowledges it waits for [`settled`](Self::settled) first.
+    pub async fn append(&self, class: Class, record: &[u8]) -> Result<u64, BusError> {
+        self.inner.buffer.append(class, record).await
+    }
+
+    /// How far the log is durable; changes after each commit. Ask it with [`Durable::settled`], not by comparing: a
+    /// number below `through` may have failed.
+    pub fn durable(&self) -> watch::Receiver<Durable> {
+        self.inner.durable.clone()
+    }
+
+    /// Resolves when the record is on disk, or with an error when it is lost. Cancel safe.
+    pub async fn settled(&self, class: Class, seq: u64) -> Result<(), BusError> {
+        let mut durable = self.durable();
+        let done = durable.wait_for(|durable| durable.settled(class, seq).is_some()).await;
+        match done.map(|durable| durable.settled(class, seq)) {
+            Ok(Some(true)) => Ok(()),
+            Ok(_) => Err(BusError::Failed { class, seq }),
+            Err(_) => Err(BusError::Closed),
+        }
+    }
+
+    /// The store's identity: with gateway, class and number it names a record for ever.
+    pub fn epoch(&self) -> u64 {
+        self.inner.epoch
+    }
+
+    /// A durable reader; a new name starts at the oldest record. Its cursor keeps segments from going (up to the cap),
+    /// also while nobody reads, until [`forget`](Self::forget).
+    pub fn reader(&self, name: &str) -> Result<Reader, BusError> {
+        Reader::open(Arc::clone(&self.inner), name)
+    }
+
+    /// Drops a reader's cursor: for an upstream that was taken out of the configuration for good.
+    pub fn forget(&self, name: &str) -> Result<(), BusError> {
+        self.inner.cursors.forget(name)
+    }
+
+    pub fn keyed(&self) -> Keyed {
+        self.inner.keyed.clone()
+    }
+
+    pub fn stat(&self) -> Stat {
+        let inner = &self.inner;
+        let (buffered_bytes, waits) = inner.buffer.stat();
+        let (keyed_bytes, keyed_failures) = inner.keyed.stat();
+        let (through, failures) = {
+            let durable = inner.durable.borrow();
+            (durable.through, durable.failures)
+        };
+        let table = inner.files.table.lock();
+        Stat {
+            epoch: inner.epoch,
+            bytes: table.bytes(),
+            segments: table.classes.iter().map(std::collections::VecDeque::len).sum(),
+            oldest: Class::ALL.map(|class| table.oldest(class)),
+            through,
+            buffered_bytes,
+            waits,
+            failures,
+            evicted: inner.files.evicted.load(Ordering::Relaxed),
+            corrupt: inner.files.corrupt.load(Ordering::Relaxed),
+            keyed_bytes,
+            keyed_failures,
+            readers: inner.cursors.names(),
+        }
+    }
+
+    /// Writes everything that waits, cursors and export included, and ends the threads. Later calls answer `Closed`.
+    pub async fn close(&self) {
+        let inner = &self.inner;
+        inner.buffer.close();
+        let mut durable = inner.durable.clone();
+        // The writer owns the sender: an error says that it is done.
+        while durable.changed().await.is_ok() {}
+        inner.cursors.save();
+        inner.keyed.close();
+        inner.keyed.closed().await;
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    fn oldest(&self) -> [u64; 4] {
+        edges(&self.files).0
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.cursors.save();
+        self.buffer.close();
+        self.keyed.close();
+    }
+}
+
+/// By class: the oldest number on disk and the highest.
+fn edges(files: &Files) -> ([u64; 4], [u64; 4]) {
+    let table = files.table.lock();
+    let through = Class::ALL.map(|class| table.class(class).back().map_or(0, |segment| segment.last));
+    (Class::ALL.map(|class| table.oldest(class)), through)
+}
+
+/// Keeps a second process out: two writers would be the end of the store.
+fn lock(path: &Path) -> Result<File, BusError> {
+    let open_error = |error| BusError::Open { path: path.to_owned(), error };
+    let file = File::options().create(true).truncate(false).write(true).open(path.join("lock")).map_err(open_error)?;
+    let started = Instant::now();
+    loop {
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(_) if started.elapsed() < LOCK_PATIENCE => std::thread::sleep(Duration::from_millis(20)),
+            Err(_) => return Err(BusError::Locked { path: path.to_owned() }),
+        }
+    }
+}
+
+fn index(class: Class) -> usize {
+    usize::from(class.number())
+}
+
+/// A mutex whose poison is ignored: what it guards is whole after each statement, and a panic elsewhere must not stop the
+/// bus.
+#[derive(Debug, Default)]
+struct Lock<T>(Mutex<T>);
+
+impl<T> Lock<T> {
+    const fn new(value: T) -> Self {
+        Self(Mutex::new(value))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

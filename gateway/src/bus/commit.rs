@@ -1,0 +1,320 @@
+//! Group commit: records are framed into a bounded buffer under a short lock; the writer thread writes what has come
+//! together, makes it durable, and publishes how far.
+//!
+//! Must not be in here: files (`log.rs`).
+
+use std::io;
+use std::sync::{Arc, Condvar, PoisonError};
+use std::time::{Duration, Instant};
+
+use device_models::{Body, Class, Message};
+use tokio::sync::{Notify, watch};
+use tracing::{error, info};
+
+use super::cursors::Cursors;
+use super::disk::is_full;
+use super::log::{Batch, Log, Loss};
+use super::segment::{self, RECORD_MAX};
+use super::{BusError, Durable, Lock, index};
+use crate::clock;
+
+/// Bytes of records that may wait for the writer, together with those being written. Beyond it `append` waits.
+const BUFFER_MAX: usize = 4 * 1024 * 1024;
+/// How long the idle writer waits before it looks whether segments can go.
+const IDLE: Duration = Duration::from_secs(1);
+/// Pause after a failed commit: the first, doubled up to the longest.
+const BACKOFF: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// A batch buffer that grew larger than this is given back to the allocator after use.
+const SPARE_MAX: usize = 512 * 1024;
+
+/// When a batch is due.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Window {
+    pub time: Duration,
+    pub bytes: usize,
+}
+
+/// Records on their way to the writer.
+#[derive(Debug)]
+pub(super) struct Buffer {
+    waiting: Lock<Waiting>,
+    /// Wakes the writer.
+    wake: Condvar,
+    /// Wakes whoever waits for room.
+    room: Notify,
+    seed: u32,
+    bytes_max: usize,
+    window: Window,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    batches: [Batch; 4],
+    next: [u64; 4],
+    bytes: usize,
+    writing: usize,
+    closing: bool,
+    /// How often an append had to wait for room.
+    waits: u64,
+}
+
+/// What the writer does next.
+enum Turn {
+    Write([Batch; 4]),
+    Idle,
+    Stop,
+}
+
+// === impl Buffer ===
+
+impl Buffer {
+    pub(super) fn new(epoch: u64, next: [u64; 4], segment_bytes: u64, window: Window) -> Self {
+        let waiting = Waiting { batches: Default::default(), next, bytes: 0, writing: 0, closing: false, waits: 0 };
+        Self {
+            waiting: Lock::new(waiting),
+            wake: Condvar::new(),
+            room: Notify::new(),
+            seed: segment::seed(epoch),
+            // A batch always fits into one segment.
+            bytes_max: BUFFER_MAX.min(segment_bytes as usize - 4096),
+            window,
+        }
+    }
+
+    /// Takes a record in and gives its number. Waits while the buffer is full.
+    pub(super) async fn append(&self, class: Class, record: &[u8]) -> Result<u64, BusError> {
+        if record.len() > RECORD_MAX {
+            return Err(BusError::TooLong { bytes: record.len() });
+        }
+        let crc = segment::payload_crc(self.seed, record);
+        loop {
+            let room = self.room.notified();
+            tokio::pin!(room);
+            // Registered before looking, so that room made in between is not missed.
+            room.as_mut().enable();
+            if let Some(seq) = self.push(class, crc, record)? {
+                return Ok(seq);
+            }
+            room.await;
+        }
+    }
+
+    fn push(&self, class: Class, crc: u32, record: &[u8]) -> Result<Option<u64>, BusError> {
+        let mut waiting = self.waiting.lock();
+        if waiting.closing {
+            return Err(BusError::Closed);
+        }
+        let bytes = segment::FRAME + record.len();
+        if waiting.bytes + waiting.writing + bytes > self.bytes_max {
+            waiting.waits += 1;
+            return Ok(None);
+        }
+        let before = waiting.bytes;
+        let seq = waiting.push(class, crc, record);
+        let wake = before == 0 || (before < self.window.bytes && waiting.bytes >= self.window.bytes);
+        drop(waiting);
+        if wake {
+            self.wake.notify_one();
+        }
+        Ok(Some(seq))
+    }
+
+    /// The writer's own records (gap records): they do not wait for room.
+    fn push_own(&self, class: Class, record: &[u8]) {
+        let crc = segment::payload_crc(self.seed, record);
+        self.waiting.lock().push(class, crc, record);
+    }
+
+    pub(super) fn close(&self) {
+        self.waiting.lock().closing = true;
+        self.wake.notify_all();
+        self.room.notify_waiters();
+    }
+
+    /// Bytes waiting and being written, and how often an append had to wait.
+    pub(super) fn stat(&self) -> (usize, u64) {
+        let waiting = self.waiting.lock();
+        (waiting.bytes + waiting.writing, waiting.waits)
+    }
+
+    /// Waits until a batch is due: at once after a quiet spell, else a window after the last commit or when enough has
+    /// come together.
+    fn take(&self, committed: Option<Instant>, spare: &mut Vec<Vec<u8>>) -> Turn {
+        let mut waiting = self.waiting.lock();
+        loop {
+            let now = Instant::now();
+            let pause = if waiting.bytes == 0 {
+                if waiting.closing {
+                    return Turn::Stop;
+                }
+                IDLE
+            } else {
+                let due = committed.map_or(now, |at| at + self.window.time);
+                if waiting.closing || now >= due || waiting.bytes >= self.window.bytes {
+                    waiting.writing = std::mem::take(&mut waiting.bytes);
+                    let batches = waiting.batches.each_mut().map(|batch| {
+                        let bytes = spare.pop().unwrap_or_default();
+                        std::mem::replace(batch, Batch { bytes, ..Batch::default() })
+                    });
+                    return Turn::Write(batches);
+                }
+                due - now
+            };
+            let idle = waiting.bytes == 0;
+            let (guard, timeout) = self.wake.wait_timeout(waiting, pause).unwrap_or_else(PoisonError::into_inner);
+            waiting = guard;
+            if idle && timeout.timed_out() && waiting.bytes == 0 && !waiting.closing {
+                return Turn::Idle;
+            }
+        }
+    }
+
+    fn written(&self) {
+        self.waiting.lock().writing = 0;
+        self.room.notify_waiters();
+    }
+
+    /// Sits out a pause; a stop ends it.
+    fn rest(&self, pause: Duration) {
+        let waiting = self.waiting.lock();
+        let rested = self.wake.wait_timeout_while(waiting, pause, |waiting| !waiting.closing);
+        drop(rested.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+// === impl Waiting ===
+
+impl Waiting {
+    fn push(&mut self, class: Class, crc: u32, record: &[u8]) -> u64 {
+        let at = index(class);
+        let seq = self.next[at];
+        let batch = &mut self.batches[at];
+        if batch.bytes.is_empty() {
+            batch.first = seq;
+        }
+        batch.last = seq;
+        segment::push_record(&mut batch.bytes, crc, seq, record);
+        self.next[at] = seq + 1;
+        self.bytes += segment::FRAME + record.len();
+        seq
+    }
+}
+
+/// The thread that owns the log.
+#[derive(Debug)]
+pub(super) struct Writer {
+    pub log: Log,
+    pub buffer: Arc<Buffer>,
+    pub durable: watch::Sender<Durable>,
+    pub cursors: Arc<Cursors>,
+}
+
+// === impl Writer ===
+
+impl Writer {
+    /// Runs until the buffer is closed and empty.
+    pub(super) fn run(mut self) {
+        let mut spare = Vec::new();
+        let mut committed = None;
+        let mut backoff = Duration::ZERO;
+        loop {
+            match self.buffer.take(committed, &mut spare) {
+                Turn::Stop => return,
+                Turn::Idle => {
+                    if self.log.owes() {
+                        self.commit(&Default::default());
+                    }
+                    self.collect();
+                }
+                Turn::Write(batches) => {
+                    committed = Some(Instant::now());
+                    let good = self.commit(&batches);
+                    self.buffer.written();
+                    spare = batches.into_iter().filter_map(recycle).collect();
+                    self.collect();
+                    if good {
+                        if !backoff.is_zero() {
+                            info!("the log can be written again");
+                        }
+                        backoff = Duration::ZERO;
+                    } else {
+                        backoff = (backoff * 2).clamp(BACKOFF, BACKOFF_MAX);
+                        self.buffer.rest(backoff);
+                    }
+                }
+            }
+        }
+    }
+
+    fn commit(&mut self, batches: &[Batch; 4]) -> bool {
+        let mut results: [Option<io::Result<u64>>; 4] = Default::default();
+        for class in Class::ALL {
+            let batch = &batches[index(class)];
+            let batch = (!batch.bytes.is_empty()).then_some(batch);
+            if batch.is_some() || self.log.unmarked[index(class)].is_some() {
+                results[index(class)] = Some(self.log.write(class, batch));
+            }
+        }
+        let good = results.iter().flatten().all(Result::is_ok);
+        let mut failed = Vec::new();
+        self.durable.send_modify(|durable| {
+            for class in Class::ALL {
+                let batch = &batches[index(class)];
+                match &results[index(class)] {
+                    Some(Ok(last)) => durable.succeed(class, *last),
+                    Some(Err(error)) if !batch.bytes.is_empty() => {
+                        durable.fail(class, batch.first, batch.last);
+                        failed.push((class, batch.first, batch.last, reason(error)));
+                    }
+                    _ => {}
+                }
+            }
+        });
+        for (class, first, last, reason) in failed {
+            error!(
+                class = class.topic(),
+                first, last, reason, "records could not be written; they are not acknowledged"
+            );
+            self.log.lose(Loss { class, first, last, reason });
+        }
+        if good {
+            self.say();
+            self.cursors.mark(self.log.marks());
+        }
+        good
+    }
+
+    /// Tells the control class of losses, once it can be written.
+    fn say(&mut self) {
+        for loss in std::mem::take(&mut self.log.unsaid) {
+            self.buffer.push_own(Class::Control, &gap_record(&loss));
+        }
+    }
+
+    fn collect(&mut self) {
+        if let Some(passed) = self.cursors.passed() {
+            self.log.passed = passed;
+            self.log.collect();
+        }
+    }
+}
+
+/// An emptied buffer for the next batch, unless it is empty by nature or too large to keep.
+fn recycle(batch: Batch) -> Option<Vec<u8>> {
+    let mut bytes = batch.bytes;
+    bytes.clear();
+    (1..=SPARE_MAX).contains(&bytes.capacity()).then_some(bytes)
+}
+
+fn reason(error: &io::Error) -> &'static str {
+    if is_full(error) { "disk-full" } else { "disk-error" }
+}
+
+/// The message that tells upstream what was lost, as it stands in the control class.
+fn gap_record(loss: &Loss) -> Vec<u8> {
+    let now = clock::now_us();
+    let body = Body::Gap { class: loss.class, first: loss.first, last: loss.last, reason: loss.reason.to_owned() };
+    let message = Message { thing: "gateway".into(), model: "gateway".into(), time_us: now, received_us: now, body };
+    device_models::wire::encode_message(&message)
+}

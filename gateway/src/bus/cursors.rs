@@ -1,0 +1,168 @@
+//! Durable cursors: how far each named reader is done, kept in the keyed state. A segment may go once every cursor has
+//! passed it *on disk*: a cursor that only memory knows would come back after a power cut and find its records gone.
+
+use std::collections::BTreeMap;
+
+use device_models::Class;
+
+use super::keyed::Keyed;
+use super::recover::Known;
+use super::{BusError, Lock, index};
+
+/// Named readers at a time; each costs a look at every commit.
+const READERS_MAX: usize = 64;
+const TREE: &str = "cursor";
+const BUS: &str = "bus";
+
+/// The cursors of all readers, present or not.
+#[derive(Debug)]
+pub(super) struct Cursors {
+    keyed: Keyed,
+    epoch: u64,
+    state: Lock<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    cursors: BTreeMap<String, Cursor>,
+    marks: [u64; 4],
+}
+
+#[derive(Debug, Default)]
+struct Cursor {
+    latest: [u64; 4],
+    /// The write that will make these numbers durable.
+    pending: Option<(u64, [u64; 4])>,
+    durable: [u64; 4],
+    /// Changed since `pending` was noted.
+    dirty: bool,
+}
+
+/// What the keyed state tells about the log before the log is opened.
+pub(super) fn known(keyed: &Keyed) -> Known {
+    let epoch = keyed.get(BUS, b"epoch").ok().flatten().and_then(|v| Some(u64::from_le_bytes((*v).try_into().ok()?)));
+    let Some(epoch) = epoch else { return Known::default() };
+    let marks = keyed.get(BUS, b"marks").ok().flatten().and_then(|v| decode(&v)).filter(|(of, _)| *of == epoch);
+    let mut committed = [0; 4];
+    for (_, value) in keyed.scan(TREE, b"").unwrap_or_default() {
+        if let Some((of, seqs)) = decode(&value) {
+            for (most, seq) in committed.iter_mut().zip(seqs) {
+                *most = if of == epoch { seq.max(*most) } else { *most };
+            }
+        }
+    }
+    Known { epoch: Some(epoch), marks: marks.map_or([0; 4], |(_, marks)| marks), committed }
+}
+
+// === impl Cursors ===
+
+impl Cursors {
+    /// Reads the cursors of this epoch. With `lossy` keyed state (restored from an export) cursors may be old: one that
+    /// points behind `oldest` then starts there, without calling what is no longer kept lost.
+    pub(super) fn open(keyed: Keyed, epoch: u64, oldest: [u64; 4], lossy: bool) -> Result<Self, BusError> {
+        let mut cursors = BTreeMap::new();
+        for (name, value) in keyed.scan(TREE, b"")? {
+            let (Ok(name), Some((of, mut latest))) = (String::from_utf8(name), decode(&value)) else { continue };
+            if of != epoch {
+                continue;
+            }
+            if lossy {
+                for (seq, oldest) in latest.iter_mut().zip(oldest) {
+                    *seq = oldest.saturating_sub(1).max(*seq);
+                }
+            }
+            cursors.insert(name, Cursor { latest, durable: latest, ..Cursor::default() });
+        }
+        keyed.put(BUS, b"epoch", &epoch.to_le_bytes())?;
+        Ok(Self { keyed, epoch, state: Lock::new(State { cursors, marks: [0; 4] }) })
+    }
+
+    /// The committed numbers of a reader; a new one is done with everything before `oldest`.
+    pub(super) fn reader(&self, name: &str, oldest: [u64; 4]) -> Result<[u64; 4], BusError> {
+        if name.is_empty() || name.len() > 128 {
+            return Err(BusError::ReaderName { name: name.chars().take(128).collect() });
+        }
+        let mut state = self.state.lock();
+        if let Some(cursor) = state.cursors.get(name) {
+            return Ok(cursor.latest);
+        }
+        if state.cursors.len() >= READERS_MAX {
+            return Err(BusError::TooManyReaders { max: READERS_MAX });
+        }
+        let latest = oldest.map(|seq| seq.saturating_sub(1));
+        self.keyed.put(TREE, name.as_bytes(), &encode(self.epoch, latest))?;
+        state.cursors.insert(name.to_owned(), Cursor { latest, dirty: true, ..Cursor::default() });
+        Ok(latest)
+    }
+
+    pub(super) fn forget(&self, name: &str) -> Result<(), BusError> {
+        self.state.lock().cursors.remove(name);
+        self.keyed.remove(TREE, name.as_bytes()).map(drop)
+    }
+
+    pub(super) fn names(&self) -> Vec<String> {
+        self.state.lock().cursors.keys().cloned().collect()
+    }
+
+    pub(super) fn commit(&self, name: &str, class: Class, seq: u64) {
+        let mut state = self.state.lock();
+        let Some(cursor) = state.cursors.get_mut(name) else { return };
+        let at = index(class);
+        if seq > cursor.latest[at] {
+            cursor.latest[at] = seq;
+            cursor.dirty = true;
+        }
+    }
+
+    /// Notes the first number of each class's newest segment.
+    pub(super) fn mark(&self, marks: [u64; 4]) {
+        let mut state = self.state.lock();
+        if state.marks != marks && self.keyed.put(BUS, b"marks", &encode(self.epoch, marks)).is_ok() {
+            state.marks = marks;
+        }
+    }
+
+    /// Hands changed cursors to the keyed state, which makes them durable within its second.
+    pub(super) fn save(&self) {
+        let mut state = self.state.lock();
+        for (name, cursor) in &mut state.cursors {
+            if !cursor.dirty || cursor.pending.is_some() {
+                continue;
+            }
+            if let Ok(write) = self.keyed.put(TREE, name.as_bytes(), &encode(self.epoch, cursor.latest)) {
+                cursor.pending = Some((write, cursor.latest));
+                cursor.dirty = false;
+            }
+        }
+    }
+
+    /// By class the number every reader has durably passed; `None` without readers.
+    pub(super) fn passed(&self) -> Option<[u64; 4]> {
+        self.save();
+        let durable = self.keyed.through();
+        let mut state = self.state.lock();
+        let mut passed = None;
+        for cursor in state.cursors.values_mut() {
+            if let Some((_, seqs)) = cursor.pending.take_if(|(write, _)| *write <= durable) {
+                cursor.durable = seqs;
+            }
+            let least = passed.get_or_insert(cursor.durable);
+            for (least, seq) in least.iter_mut().zip(cursor.durable) {
+                *least = seq.min(*least);
+            }
+        }
+        passed
+    }
+}
+
+/// Epoch and four numbers, little-endian.
+fn encode(epoch: u64, seqs: [u64; 4]) -> Vec<u8> {
+    std::iter::once(epoch).chain(seqs).flat_map(u64::to_le_bytes).collect()
+}
+
+fn decode(bytes: &[u8]) -> Option<(u64, [u64; 4])> {
+    let words: Vec<u64> =
+        bytes.chunks(8).map(|word| Some(u64::from_le_bytes(word.try_into().ok()?))).collect::<Option<_>>()?;
+    let (epoch, seqs) = words.split_first()?;
+    Some((*epoch, seqs.try_into().ok()?))
+}

@@ -1,0 +1,351 @@
+//! The set of segment files: appending to the active one of each class, rolling, and letting go of the oldest at the cap,
+//! at the free-space floor, on a full disk, and when every reader has passed.
+//!
+//! [`Log`] belongs to the writer thread alone; readers see the [`Table`] it publishes, never a byte that is not durable.
+//! Must not be in here: when to commit (`commit.rs`), what a start finds (`recover.rs`).
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use device_models::Class;
+use tracing::{debug, warn};
+
+use super::disk::{Disk, DiskFile, is_full};
+use super::segment::{self, HEADER, Name};
+use super::{Lock, index};
+
+/// Which class goes first when something must go.
+const EVICTION: [Class; 4] = [Class::Historical, Class::Live, Class::Event, Class::Control];
+/// Segments let go of for one batch on a full disk, before the batch is given up.
+const EVICTIONS_MAX: usize = 8;
+/// Losses that wait to be told to the control class: the disk has refused writes all the while.
+const UNSAID_MAX: usize = 1024;
+/// Below the free-space floor an active segment of at least this many bytes is closed, so that it can go.
+const FLOOR_SEGMENT: u64 = 1024 * 1024;
+
+/// Byte limits, from the configuration.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub segment: u64,
+    pub cap: u64,
+    pub free_min: u64,
+}
+
+/// One segment file as readers may see it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Segment {
+    pub name: Name,
+    /// Durable bytes, header included.
+    pub len: u64,
+    /// Highest durable number; `name.first - 1` while there is none.
+    pub last: u64,
+    /// Nothing is appended any more.
+    pub sealed: bool,
+}
+
+/// The segments of each class, oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    pub classes: [VecDeque<Segment>; 4],
+}
+
+/// What the writer and the readers share.
+#[derive(Debug)]
+pub(super) struct Files {
+    pub disk: Arc<dyn Disk>,
+    pub folder: PathBuf,
+    pub table: Lock<Table>,
+    /// Segments let go of before every reader had read them.
+    pub evicted: AtomicU64,
+    /// Numbers found damaged on reading.
+    pub corrupt: AtomicU64,
+}
+
+/// Numbers that will never be delivered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Loss {
+    pub class: Class,
+    pub first: u64,
+    pub last: u64,
+    pub reason: &'static str,
+}
+
+/// The writer's side of the log.
+#[derive(Debug)]
+pub(super) struct Log {
+    pub files: Arc<Files>,
+    pub epoch: u64,
+    pub limits: Limits,
+    pub active: [Option<Box<dyn DiskFile>>; 4],
+    /// Numbers that a marker has to name before the next record of the class.
+    pub unmarked: [Option<Loss>; 4],
+    /// Losses that the control class has not been told of. Bounded: each class's neighbours with one reason merge.
+    pub unsaid: Vec<Loss>,
+    /// Per class the number up to which every reader has (durably) passed.
+    pub passed: [u64; 4],
+}
+
+/// Frames of one class, in order.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub first: u64,
+    pub last: u64,
+    pub bytes: Vec<u8>,
+}
+
+// === impl Table ===
+
+impl Table {
+    pub(super) fn bytes(&self) -> u64 {
+        self.classes.iter().flatten().map(|segment| segment.len).sum()
+    }
+
+    pub(super) fn class(&self, class: Class) -> &VecDeque<Segment> {
+        &self.classes[index(class)]
+    }
+
+    pub(super) fn class_mut(&mut self, class: Class) -> &mut VecDeque<Segment> {
+        &mut self.classes[index(class)]
+    }
+
+    /// The oldest number that can still be read (the next one, when there is none).
+    pub(super) fn oldest(&self, class: Class) -> u64 {
+        self.class(class).front().map_or(1, |segment| segment.name.first)
+    }
+}
+
+// === impl Files ===
+
+impl Files {
+    pub(super) fn path(&self, name: &Name) -> PathBuf {
+        self.folder.join(name.file())
+    }
+}
+
+// === impl Log ===
+
+impl Log {
+    /// Writes a class's batch (or only its pending marker) and makes it durable. Returns the highest number that is on
+    /// disk then. On an error nothing of it counts.
+    pub(super) fn write(&mut self, class: Class, batch: Option<&Batch>) -> io::Result<u64> {
+        let mark = self.unmarked[index(class)].clone();
+        let joined;
+        let (first, last, bytes) = match (&mark, batch) {
+            (None, None) => return Ok(self.files.table.lock().class(class).back().map_or(0, |segment| segment.last)),
+            (None, Some(batch)) => (batch.first, batch.last, &batch.bytes),
+            (Some(loss), batch) => {
+                let mut bytes = Vec::new();
+                segment::push_gap(&mut bytes, segment::seed(self.epoch), loss.first, loss.last, loss.reason);
+                bytes.extend_from_slice(batch.map_or(&[], |batch| &batch.bytes));
+                joined = bytes;
+                (loss.first, batch.map_or(loss.last, |batch| batch.last), &joined)
+            }
+        };
+        self.make_room(bytes.len() as u64);
+        let mut evictions = 0;
+        loop {
+            match self.append(class, first, last, bytes) {
+                Ok(()) => break,
+                Err(error) => {
+                    self.seal(class);
+                    evictions += 1;
+                    if !is_full(&error) || evictions > EVICTIONS_MAX || !self.evict("disk-full") {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        self.unmarked[index(class)] = None;
+        Ok(last)
+    }
+
+    /// Whether a loss still has to be marked or said.
+    pub(super) fn owes(&self) -> bool {
+        !self.unsaid.is_empty() || self.unmarked.iter().any(Option::is_some)
+    }
+
+    /// Notes that numbers are gone: a marker will name them in their class, a gap record in the control class.
+    pub(super) fn lose(&mut self, loss: Loss) {
+        let slot = &mut self.unmarked[index(loss.class)];
+        match slot {
+            Some(old) => old.last = old.last.max(loss.last),
+            None => *slot = Some(loss.clone()),
+        }
+        self.say(loss);
+    }
+
+    /// Lets go of sealed segments that every reader has passed.
+    pub(super) fn collect(&mut self) {
+        for class in Class::ALL {
+            loop {
+                let front = self.files.table.lock().class(class).front().copied();
+                match front {
+                    Some(segment) if segment.sealed && segment.last <= self.passed[index(class)] => {
+                        if !self.remove(segment) {
+                            break;
+                        }
+                    }
+                    _ => break,
+                }
+            }
+        }
+    }
+
+    /// The first number of each class's newest segment: what a start needs to know if that file is lost.
+    pub(super) fn marks(&self) -> [u64; 4] {
+        let table = self.files.table.lock();
+        Class::ALL.map(|class| table.class(class).back().map_or(0, |segment| segment.name.first))
+    }
+
+    fn append(&mut self, class: Class, first: u64, last: u64, bytes: &[u8]) -> io::Result<()> {
+        let back = self.files.table.lock().class(class).back().copied();
+        let room = back.is_some_and(|segment| {
+            segment.len == HEADER as u64 || segment.len + bytes.len() as u64 <= self.limits.segment
+        });
+        if self.active[index(class)].is_none() || !room {
+            self.roll(class, first)?;
+        }
+        let Some(file) = &self.active[index(class)] else {
+            return Err(io::Error::other("no active segment"));
+        };
+        let offset = self.files.table.lock().class(class).back().map_or(HEADER as u64, |segment| segment.len);
+        file.write_at(offset, bytes)?;
+        file.sync()?;
+        if let Some(segment) = self.files.table.lock().class_mut(class).back_mut() {
+            segment.len = offset + bytes.len() as u64;
+            segment.last = last;
+        }
+        Ok(())
+    }
+
+    /// Starts the class's next segment. Header and folder entry are durable before the first record can be.
+    pub(super) fn roll(&mut self, class: Class, first: u64) -> io::Result<()> {
+        self.seal(class);
+        let name = Name { class, epoch: self.epoch, first };
+        let path = self.files.path(&name);
+        let created = create(&*self.files.disk, &self.files.folder, &path, &name);
+        let file = match created {
+            Ok(file) => file,
+            Err(error) => {
+                // Half a file would only be found empty at the next start.
+                if let Err(error) = self.files.disk.remove(&path) {
+                    debug!(%error, "cannot remove an unfinished segment");
+                }
+                return Err(error);
+            }
+        };
+        self.active[index(class)] = Some(file);
+        let segment = Segment { name, len: HEADER as u64, last: first - 1, sealed: false };
+        let mut table = self.files.table.lock();
+        let segments = table.class_mut(class);
+        // A sealed segment without a record gives its name to the new one.
+        segments.retain(|old| old.name != name);
+        segments.push_back(segment);
+        Ok(())
+    }
+
+    /// Ends the active segment at its last durable byte. One without records stays: it is written again.
+    fn seal(&mut self, class: Class) {
+        let Some(file) = self.active[index(class)].take() else { return };
+        let mut table = self.files.table.lock();
+        let Some(segment) = table.class_mut(class).back_mut() else { return };
+        if segment.len == HEADER as u64 {
+            self.active[index(class)] = Some(file);
+            return;
+        }
+        segment.sealed = true;
+        // What lies behind never counted; if it cannot be cut off, its numbers are found named by the next marker.
+        if let Err(error) = file.set_len(segment.len) {
+            debug!(%error, file = %segment.name.file(), "cannot cut a segment at its end");
+        }
+    }
+
+    /// Keeps the cap and the free-space floor before `bytes` more are written.
+    fn make_room(&mut self, bytes: u64) {
+        while self.files.table.lock().bytes() + bytes > self.limits.cap {
+            if !self.evict("cap") {
+                break;
+            }
+        }
+        match self.files.disk.free(&self.files.folder) {
+            Ok(free) if free < self.limits.free_min.saturating_add(bytes) && !self.evict("free-space") => {
+                self.close_lowest();
+            }
+            _ => {}
+        }
+    }
+
+    /// Lets go of the oldest segment of the lowest class that has a sealed one. False when there is none.
+    fn evict(&mut self, reason: &'static str) -> bool {
+        let victim = {
+            let table = self.files.table.lock();
+            EVICTION.iter().find_map(|class| table.class(*class).front().filter(|segment| segment.sealed).copied())
+        };
+        let Some(segment) = victim else { return false };
+        if !self.remove(segment) {
+            return false;
+        }
+        let class = segment.name.class;
+        let first = segment.name.first.max(self.passed[index(class)] + 1);
+        if first <= segment.last {
+            self.files.evicted.fetch_add(1, Ordering::Relaxed);
+            warn!(class = class.topic(), first, last = segment.last, reason, "the log let go of unread records");
+            self.say(Loss { class, first, last: segment.last, reason });
+        }
+        true
+    }
+
+    /// Closes the active segment of the lowest class that has a big one, so that it can go.
+    fn close_lowest(&mut self) {
+        let big = {
+            let table = self.files.table.lock();
+            EVICTION.into_iter().find(|class| table.class(*class).back().is_some_and(|s| s.len > FLOOR_SEGMENT))
+        };
+        let Some(class) = big else { return };
+        let next = self.files.table.lock().class(class).back().map_or(1, |segment| segment.last + 1);
+        if let Err(error) = self.roll(class, next) {
+            debug!(%error, class = class.topic(), "cannot start a segment below the free-space floor");
+        }
+    }
+
+    fn remove(&mut self, segment: Segment) -> bool {
+        let path = self.files.path(&segment.name);
+        match self.files.disk.remove(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                warn!(%error, file = %path.display(), "cannot remove a segment");
+                return false;
+            }
+            _ => {}
+        }
+        self.files.table.lock().class_mut(segment.name.class).retain(|old| old.name != segment.name);
+        // Frees the blocks now on file systems that free at their own commit; a segment that comes back is let go again.
+        if let Err(error) = self.files.disk.sync_folder(&self.files.folder) {
+            debug!(%error, "cannot sync the log's folder");
+        }
+        true
+    }
+
+    /// Notes a loss for the control class.
+    fn say(&mut self, loss: Loss) {
+        let room = self.unsaid.len() < UNSAID_MAX;
+        let neighbour = self.unsaid.iter_mut().find(|old| {
+            old.class == loss.class && old.reason == loss.reason && old.last.checked_add(1) == Some(loss.first)
+        });
+        match neighbour {
+            Some(old) => old.last = loss.last,
+            None if room => self.unsaid.push(loss),
+            None => warn!(?loss, "too many losses wait to be told; this one is named in its own class only"),
+        }
+    }
+}
+
+fn create(disk: &dyn Disk, folder: &Path, path: &Path, name: &Name) -> io::Result<Box<dyn DiskFile>> {
+    let file = disk.create(path)?;
+    file.write_at(0, &name.header())?;
+    file.sync()?;
+    disk.sync_folder(folder)?;
+    Ok(file)
+}

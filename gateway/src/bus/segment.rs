@@ -1,0 +1,210 @@
+//! One segment file: its name, its header, its frames, and finding the next good frame after a bad one.
+//!
+//! The format is written down byte by byte in the documentation of [`bus`](super). Must not be in here: files.
+
+use std::ops::Range;
+
+use crc32c::{crc32c, crc32c_append};
+use device_models::Class;
+
+/// Bytes of the segment header.
+pub(super) const HEADER: usize = 40;
+/// Bytes in front of each record's own.
+pub(super) const FRAME: usize = 16;
+/// Longest record, bytes: a batch of a few thousand samples fits; a reader can hold one whatever else it holds.
+pub const RECORD_MAX: usize = 512 * 1024;
+
+const MAGIC: [u8; 8] = *b"SGLOGSEG";
+const VERSION: u16 = 1;
+/// Top bit of the length word: the frame is a gap marker.
+const GAP_BIT: u32 = 1 << 31;
+
+/// What a segment's file name says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Name {
+    pub class: Class,
+    pub epoch: u64,
+    pub first: u64,
+}
+
+/// What stands at one place of a segment.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Parsed {
+    Frame(Frame),
+    /// The bytes end inside the frame; so many are needed.
+    Short(usize),
+    /// No frame of this segment starts here.
+    Bad,
+}
+
+/// A good frame: where its payload lies, where the next frame starts.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Frame {
+    pub seq: u64,
+    pub gap: bool,
+    pub payload: Range<usize>,
+    pub end: usize,
+}
+
+// === impl Name ===
+
+impl Name {
+    pub(super) fn file(&self) -> String {
+        format!("{}-{:016x}-{:020}.seg", self.class.topic(), self.epoch, self.first)
+    }
+
+    pub(super) fn parse(file: &str) -> Option<Self> {
+        let mut parts = file.strip_suffix(".seg")?.split('-');
+        let (class, epoch, first) = (parts.next()?, parts.next()?, parts.next()?);
+        let class = Class::ALL.into_iter().find(|c| c.topic() == class)?;
+        let name = Self { class, epoch: u64::from_str_radix(epoch, 16).ok()?, first: first.parse().ok()? };
+        // Exactly our own spelling, and a first number that leaves room to count on.
+        (name.file() == file && (1..1 << 62).contains(&name.first)).then_some(name)
+    }
+
+    pub(super) fn header(&self) -> [u8; HEADER] {
+        let mut header = [0; HEADER];
+        header[..8].copy_from_slice(&MAGIC);
+        header[8..10].copy_from_slice(&VERSION.to_le_bytes());
+        header[10] = self.class.number();
+        header[12..20].copy_from_slice(&self.epoch.to_le_bytes());
+        header[20..28].copy_from_slice(&self.first.to_le_bytes());
+        let crc = crc32c(&header[..36]);
+        header[36..].copy_from_slice(&crc.to_le_bytes());
+        header
+    }
+
+    /// Whether these are the first bytes of the file of this name.
+    pub(super) fn owns(&self, bytes: &[u8]) -> bool {
+        bytes.get(..HEADER).is_some_and(|header| header == self.header())
+    }
+
+    pub(super) fn seed(&self) -> u32 {
+        seed(self.epoch)
+    }
+}
+
+// === frames ===
+
+/// Where the checksums of an epoch start: frames of another store's files, left on recycled disk blocks or forged into
+/// a payload, do not check here.
+pub(super) fn seed(epoch: u64) -> u32 {
+    crc32c(&epoch.to_le_bytes())
+}
+
+/// The part of a frame's checksum that can be computed before its number is known.
+pub(super) fn payload_crc(seed: u32, payload: &[u8]) -> u32 {
+    crc32c_append(seed, payload)
+}
+
+/// Appends a record's frame. `crc` is [`payload_crc`] of the payload, which has at most [`RECORD_MAX`] bytes.
+pub(super) fn push_record(out: &mut Vec<u8>, crc: u32, seq: u64, payload: &[u8]) {
+    push_frame(out, crc, payload.len() as u32, seq, payload);
+}
+
+/// Appends a marker that stands for the lost numbers `first..=last`.
+pub(super) fn push_gap(out: &mut Vec<u8>, seed: u32, first: u64, last: u64, reason: &str) {
+    let mut payload = last.to_le_bytes().to_vec();
+    payload.extend_from_slice(reason.as_bytes());
+    push_frame(out, payload_crc(seed, &payload), payload.len() as u32 | GAP_BIT, first, &payload);
+}
+
+fn push_frame(out: &mut Vec<u8>, crc: u32, word: u32, seq: u64, payload: &[u8]) {
+    let crc = finish_crc(crc, word, seq);
+    out.reserve(FRAME + payload.len());
+    out.extend_from_slice(&word.to_le_bytes());
+    out.extend_from_slice(&crc.to_le_bytes());
+    out.extend_from_slice(&seq.to_le_bytes());
+    out.extend_from_slice(payload);
+}
+
+fn finish_crc(crc: u32, word: u32, seq: u64) -> u32 {
+    let mut tail = [0; 12];
+    tail[..4].copy_from_slice(&word.to_le_bytes());
+    tail[4..].copy_from_slice(&seq.to_le_bytes());
+    crc32c_append(crc, &tail)
+}
+
+/// Reads the frame that starts at `at`.
+pub(super) fn parse(seed: u32, bytes: &[u8], at: usize) -> Parsed {
+    let (Some(word), Some(crc), Some(seq)) = (u32_at(bytes, at), u32_at(bytes, at + 4), u64_at(bytes, at + 8)) else {
+        return Parsed::Short(FRAME);
+    };
+    let len = (word & !GAP_BIT) as usize;
+    if len > RECORD_MAX || seq == 0 || seq >= 1 << 62 {
+        return Parsed::Bad;
+    }
+    let payload = at + FRAME..at + FRAME + len;
+    let Some(bytes) = bytes.get(payload.clone()) else {
+        return Parsed::Short(FRAME + len);
+    };
+    if finish_crc(payload_crc(seed, bytes), word, seq) != crc {
+        return Parsed::Bad;
+    }
+    Parsed::Frame(Frame { seq, gap: word & GAP_BIT != 0, end: payload.end, payload })
+}
+
+/// Last number and reason of a gap marker's payload.
+pub(super) fn parse_gap(payload: &[u8]) -> Option<(u64, &str)> {
+    Some((u64_at(payload, 0)?, std::str::from_utf8(payload.get(8..)?).ok()?))
+}
+
+/// The first place in `within` where a good frame with a number in `seqs` starts.
+pub(super) fn resync(seed: u32, bytes: &[u8], within: Range<usize>, seqs: &Range<u64>) -> Option<usize> {
+    within.into_iter().find(|at| {
+        u64_at(bytes, at + 8).is_some_and(|seq| seqs.contains(&seq))
+            && matches!(parse(seed, bytes, *at), Parsed::Frame(_))
+    })
+}
+
+/// How many records so many bytes can hold at most.
+pub(super) fn records_max(bytes: u64) -> u64 {
+    bytes.div_ceil(FRAME as u64)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAME: Name = Name { class: Class::Live, epoch: 0xfeed, first: 7 };
+
+    #[test]
+    fn a_name_survives_its_spelling_and_nothing_else_is_one() {
+        assert_eq!(Name::parse(&NAME.file()), Some(NAME));
+        for other in ["live-feed-7.seg", "live-000000000000feed-00000000000000000000.seg", "x.seg", "", "epoch"] {
+            assert_eq!(Name::parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_frame_is_seen() {
+        let mut bytes = Vec::new();
+        push_record(&mut bytes, payload_crc(NAME.seed(), b"hello"), 9, b"hello");
+        let Parsed::Frame(frame) = parse(NAME.seed(), &bytes, 0) else { panic!("not a frame") };
+        assert_eq!((frame.seq, &bytes[frame.payload], frame.end), (9, &b"hello"[..], bytes.len()));
+        for bit in 0..bytes.len() * 8 {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(!matches!(parse(NAME.seed(), &bytes, 0), Parsed::Frame(_)), "bit {bit}");
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+        assert_eq!(parse(seed(1), &bytes, 0), Parsed::Bad, "another epoch's frame");
+    }
+
+    #[test]
+    fn the_next_good_frame_is_found_behind_rubbish() {
+        let mut bytes = vec![0x11; 1000];
+        push_gap(&mut bytes, NAME.seed(), 20, 30, "disk-full");
+        let at = resync(NAME.seed(), &bytes, 0..bytes.len(), &(8..100));
+        assert_eq!(at, Some(1000));
+        assert_eq!(resync(NAME.seed(), &bytes, 0..bytes.len(), &(8..20)), None, "a number out of place");
+        assert_eq!(parse_gap(&bytes[1000 + FRAME..]), Some((30, "disk-full")));
+    }
+}

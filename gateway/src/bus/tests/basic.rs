@@ -1,0 +1,107 @@
+//! The ordinary ways: append, read, commit, restart.
+
+use device_models::Class;
+
+use super::sim::{Leave, Rig};
+use super::{append_all, covered, drain};
+use crate::bus::{Bus, BusError, Entry, RECORD_MAX};
+use crate::config;
+
+fn records(from: u64, count: u64) -> Vec<Vec<u8>> {
+    (from..from + count).map(|n| format!("record {n}").into_bytes()).collect()
+}
+
+#[tokio::test]
+async fn what_is_appended_is_read_in_order_by_class() {
+    let (bus, findings) = Rig::new().start().unwrap();
+    assert_eq!(findings, []);
+    let mut reader = bus.reader("up").unwrap();
+    assert_eq!(append_all(&bus, Class::Live, &records(0, 100)).await, (1..=100).collect::<Vec<_>>());
+    assert_eq!(append_all(&bus, Class::Event, &records(7, 1)).await, [1]);
+    reader.ready().await;
+    let live = covered(&drain(&mut reader, Class::Live).await, 1, 100);
+    assert_eq!(live.into_iter().map(|(_, bytes)| bytes).collect::<Vec<_>>(), records(0, 100));
+    assert_eq!(covered(&drain(&mut reader, Class::Event).await, 1, 1), [(1, b"record 7".to_vec())]);
+    assert_eq!(reader.backlog(), [0, 1, 100, 0]);
+    reader.commit(Class::Live, 60);
+    reader.rewind();
+    assert_eq!(reader.backlog(), [0, 1, 40, 0]);
+    covered(&drain(&mut reader, Class::Live).await, 61, 100);
+}
+
+#[tokio::test]
+async fn numbers_cursors_and_epoch_survive_a_restart() {
+    let rig = Rig::new();
+    let (bus, _) = rig.start().unwrap();
+    let epoch = bus.epoch();
+    append_all(&bus, Class::Live, &records(0, 10)).await;
+    let mut reader = bus.reader("up").unwrap();
+    reader.commit(Class::Live, 4);
+    bus.close().await;
+    assert!(matches!(bus.append(Class::Live, b"x").await, Err(BusError::Closed)));
+
+    let (bus, findings) = rig.cut(Leave::Nothing).start().unwrap();
+    assert_eq!((bus.epoch(), findings), (epoch, vec![]));
+    assert_eq!(append_all(&bus, Class::Live, &records(10, 1)).await, [11]);
+    let mut reader = bus.reader("up").unwrap();
+    let read = covered(&drain(&mut reader, Class::Live).await, 5, 11);
+    assert_eq!(read.last().unwrap().1, b"record 10");
+}
+
+#[tokio::test]
+async fn records_of_all_lengths_pass_and_too_long_ones_are_refused() {
+    let (bus, _) = Rig::new().start().unwrap();
+    let lengths = [0, 1, 15, 16, 17, 4096, 100_000, 300_000, RECORD_MAX];
+    let records: Vec<Vec<u8>> = lengths.iter().map(|len| vec![0xa5; *len]).collect();
+    append_all(&bus, Class::Historical, &records).await;
+    let mut reader = bus.reader("up").unwrap();
+    let read = covered(&drain(&mut reader, Class::Historical).await, 1, lengths.len() as u64);
+    assert_eq!(read.into_iter().map(|(_, bytes)| bytes.len()).collect::<Vec<_>>(), lengths);
+    let refused = bus.append(Class::Live, &vec![0; RECORD_MAX + 1]).await;
+    assert!(matches!(refused, Err(BusError::TooLong { .. })));
+}
+
+#[tokio::test]
+async fn next_keeps_to_its_limits_and_always_gets_on() {
+    let (bus, _) = Rig::new().start().unwrap();
+    append_all(&bus, Class::Live, &vec![vec![1; 100]; 50]).await;
+    let mut reader = bus.reader("up").unwrap();
+    assert_eq!(reader.next(Class::Live, 7, 1_000_000).await.unwrap().len(), 7);
+    assert_eq!(reader.next(Class::Live, 50, 350).await.unwrap().len(), 3);
+    assert_eq!(reader.next(Class::Live, 50, 1).await.unwrap().len(), 1, "one record however long");
+    assert_eq!(reader.next(Class::Live, 0, 1).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn ready_waits_for_what_is_durable() {
+    let (bus, _) = Rig::new().start().unwrap();
+    let mut reader = bus.reader("up").unwrap();
+    let append = async {
+        tokio::task::yield_now().await;
+        bus.append(Class::Control, b"now").await.unwrap()
+    };
+    let ((), seq) = tokio::join!(reader.ready(), append);
+    let entries = reader.next(Class::Control, 10, 1000).await.unwrap();
+    assert_eq!(entries, [Entry::Record { seq, bytes: "now".into() }]);
+}
+
+#[tokio::test]
+async fn it_works_on_the_real_disk_with_sled() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config::Store { path: folder.path().join("store"), free_min_mib: 0, ..config::Store::default() };
+    let (bus, findings) = Bus::open(&config).unwrap();
+    assert_eq!(findings, []);
+    let epoch = bus.epoch();
+    append_all(&bus, Class::Live, &records(0, 1000)).await;
+    bus.reader("up").unwrap().commit(Class::Live, 999);
+    bus.keyed().put("registry", b"meter-1", b"{}").unwrap();
+    bus.close().await;
+
+    let (bus, findings) = Bus::open(&config).unwrap();
+    assert_eq!((bus.epoch(), findings), (epoch, vec![]));
+    let mut reader = bus.reader("up").unwrap();
+    assert_eq!(covered(&drain(&mut reader, Class::Live).await, 1000, 1000), [(1000, b"record 999".to_vec())]);
+    assert_eq!(bus.keyed().get("registry", b"meter-1").unwrap().as_deref(), Some(&b"{}"[..]));
+    assert!(matches!(Bus::open(&config), Err(BusError::Locked { .. })), "one process holds the store");
+    bus.close().await;
+}
