@@ -10,9 +10,11 @@
 
 mod admitted;
 pub mod exchange;
+pub mod http_flv;
 pub mod media;
 pub mod payload;
 mod raw;
+pub mod rtmp;
 pub mod session;
 
 pub use session::{
@@ -21,7 +23,7 @@ pub use session::{
 };
 
 /// Every protocol the gateway speaks, in the order in which sniffing asks them.
-pub static PROTOCOLS: &[&dyn Protocol] = &[&raw::ROW];
+pub static PROTOCOLS: &[&dyn Protocol] = &[&rtmp::ROW, &http_flv::ROW, &raw::ROW];
 
 /// The row with this name.
 pub fn protocol(name: &str) -> Option<&'static dyn Protocol> {

@@ -1,0 +1,107 @@
+//! HTTP-FLV: `GET /APP/NAME.flv` gives the stream as one endless body, which players and browsers (mpegts.js) take.
+//!
+//! Inside: the row; `frame.rs` (bytes to requests), `session.rs` (the talk). FLV over WebSocket and HLS will be further
+//! answers of the same session. Must not be in here: FLV itself, which is `media`'s.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::session::{Capture, Endpoint, Limits, OptionsError, Peer, Protocol, Session, Sniff, Wire};
+
+pub mod frame;
+mod session;
+
+/// The row.
+pub static ROW: HttpFlv = HttpFlv;
+
+#[derive(Debug)]
+pub struct HttpFlv;
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Options {
+    /// `Access-Control-Allow-Origin`: the web pages that may play, `*` for all (the default).
+    allow_origin: Option<String>,
+}
+
+#[derive(Debug)]
+struct HttpFlvEndpoint {
+    allow_origin: Arc<str>,
+}
+
+impl Protocol for HttpFlv {
+    fn name(&self) -> &'static str {
+        "http-flv"
+    }
+
+    fn summary(&self) -> &'static str {
+        "HTTP-FLV: players and browsers watch"
+    }
+
+    fn wires(&self) -> &'static [Wire] {
+        &[Wire::Stream]
+    }
+
+    fn sniff(&self, prefix: &[u8]) -> Sniff {
+        const BEGINNINGS: [&[u8]; 3] = [b"GET /", b"HEAD /", b"OPTIONS "];
+        if BEGINNINGS.iter().any(|beginning| prefix.starts_with(beginning)) {
+            Sniff::Yes
+        } else if BEGINNINGS.iter().any(|beginning| beginning.starts_with(prefix)) {
+            Sniff::More
+        } else {
+            Sniff::No
+        }
+    }
+
+    fn configure(&self, options: &toml::Table) -> Result<Arc<dyn Endpoint>, OptionsError> {
+        let options: Options = OptionsError::parse(options)?;
+        let allow_origin = options.allow_origin.unwrap_or_else(|| "*".to_owned());
+        if allow_origin.is_empty() || !allow_origin.bytes().all(|byte| byte.is_ascii_graphic()) {
+            let why = format!("{allow_origin:?} is no origin: write * or https://HOST");
+            return Err(OptionsError { key: Some("allow_origin".to_owned()), why });
+        }
+        Ok(Arc::new(HttpFlvEndpoint { allow_origin: allow_origin.into() }))
+    }
+
+    fn example(&self) -> &'static str {
+        r#"# Players watch http://HOST:8000/APP/NAME.flv?key=KEY. On the port where cameras push RTMP as well:
+# protocol = ["rtmp", "http-flv"], and options.http-flv = { … }.
+[[adapter]]
+name = "watch"
+listen = "tcp://0.0.0.0:8000"
+protocol = "http-flv"
+options = { allow_origin = "*" }   # web pages that may play
+"#
+    }
+
+    fn captures(&self) -> &'static [Capture] {
+        CAPTURES
+    }
+}
+
+impl Endpoint for HttpFlvEndpoint {
+    fn limits(&self) -> Limits {
+        Limits {
+            frame_max: 2 * frame::HEADER_MAX,
+            // A viewer says nothing after its request; what it takes is watched by the stream.
+            silence_max: None,
+            admission_max: Duration::from_secs(10),
+        }
+    }
+
+    fn open(&self, _peer: &Peer) -> Box<dyn Session> {
+        Box::new(session::HttpFlvSession::new(Arc::clone(&self.allow_origin)))
+    }
+}
+
+const fn capture(name: &'static str, bytes: &'static [u8]) -> Capture {
+    Capture { name, wire: Wire::Stream, bytes }
+}
+
+static CAPTURES: &[Capture] = &[
+    capture("ffmpeg_get", include_bytes!("testdata/ffmpeg_get.bin")),
+    capture("curl_get_head", include_bytes!("testdata/curl_get_head.bin")),
+    capture("chromium_get", include_bytes!("testdata/chromium_get.bin")),
+];
