@@ -117,6 +117,9 @@ figures! {
     LiveViewers "admin_live_clients" Gauge [] "Clients of the live feed";
     LiveDropped "admin_live_dropped_total" Counter [] "Messages the live feed left out for clients that were too slow";
     AdminRefused "admin_refused_total" Counter ["reason"] "Requests to the console and API turned away, by reason";
+    ConsumerReceived "consumer_received_total" SampledCounter [] "Messages the reference consumer in this process has (demo only)";
+    ConsumerMissing "consumer_missing" SampledGauge [] "Sequence numbers the reference consumer misses (demo only)";
+    ConsumerDuplicates "consumer_duplicates_total" SampledCounter [] "Repeated messages the reference consumer left out (demo only)";
     Resident "process_resident_memory_bytes" SampledGauge [] "Resident memory of the process";
     Uptime "uptime_seconds" SampledGauge [] "Seconds since the gateway started";
 }
@@ -134,6 +137,14 @@ pub struct Sample {
     /// In the order of the row's labels.
     pub labels: Vec<String>,
     pub value: f64,
+}
+
+/// What the reference consumer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Consumer {
+    pub messages: u64,
+    pub missing: u64,
+    pub duplicates: u64,
 }
 
 impl Sample {
@@ -272,6 +283,17 @@ impl Metrics {
         self.inner.samplers.all.write().unwrap_or_else(PoisonError::into_inner).push(Box::new(sampler));
     }
 
+    /// What the reference consumer in this process has; `None` where there is none.
+    pub fn consumer(&self) -> Option<Consumer> {
+        let samples = self.inner.samplers.read();
+        let value = |figure| samples.iter().find(|s| s.figure == figure).map(|s| s.value as u64);
+        Some(Consumer {
+            messages: value(Figure::ConsumerReceived)?,
+            missing: value(Figure::ConsumerMissing)?,
+            duplicates: value(Figure::ConsumerDuplicates)?,
+        })
+    }
+
     /// All figures as OpenMetrics text; see [`CONTENT_TYPE`].
     pub fn encode(&self) -> String {
         let mut text = String::with_capacity(8 * 1024);
@@ -395,6 +417,12 @@ struct Samplers {
     all: Arc<RwLock<Vec<Sampler>>>,
 }
 
+impl Samplers {
+    fn read(&self) -> Vec<Sample> {
+        self.all.read().unwrap_or_else(PoisonError::into_inner).iter().flat_map(|sampler| sampler()).collect()
+    }
+}
+
 impl fmt::Debug for Samplers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Samplers")
@@ -403,10 +431,7 @@ impl fmt::Debug for Samplers {
 
 impl Collector for Samplers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let samples: Vec<Sample> = {
-            let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
-            all.iter().flat_map(|sampler| sampler()).collect()
-        };
+        let samples = self.read();
         for row in TABLE.iter().filter(|row| matches!(row.kind, Kind::SampledCounter | Kind::SampledGauge)) {
             let mut of_row = samples.iter().filter(|sample| sample.figure == row.figure).take(SERIES_MAX).peekable();
             if of_row.peek().is_none() {

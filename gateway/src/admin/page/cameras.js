@@ -1,0 +1,111 @@
+// Cameras: a player each (HTTP-FLV through mpegts.js) and how the stream runs.
+import { bytes, make, rate, span, text } from "/app.js";
+
+/** Cameras that play without being asked; the others wait for a click. */
+const PLAY_MAX = 4;
+const cards = new Map();
+
+window.mpegts?.LoggingControl.applyConfig({ enableAll: false });
+
+export function showCameras(streams, gateway) {
+  const grid = document.getElementById("cameras");
+  if (streams.length) grid.querySelector(":scope > .none")?.remove();
+  const known = new Set(streams.map((stream) => stream.name));
+  for (const [name, card] of cards) {
+    if (!known.has(name)) {
+      stop(card);
+      card.root.remove();
+      cards.delete(name);
+    }
+  }
+  for (const stream of [...streams].sort((a, b) => a.name.localeCompare(b.name))) {
+    const card = cards.get(stream.name) ?? newCard(grid, stream, gateway);
+    show(card, stream);
+  }
+}
+
+function newCard(grid, stream, gateway) {
+  const video = make("video", { muted: true, playsinline: true, controls: true, "aria-label": `Picture of ${stream.name}` });
+  video.muted = true;
+  const over = make("div", { class: "over" });
+  const dot = make("span", { class: "dot", role: "img" });
+  const end = make("span", { class: "end" });
+  const numbers = Object.fromEntries(["picture", "fps", "bit rate", "sound", "viewers", "sent"].map((name) => [name, make("dd", {}, "–")]));
+  const address = url(stream.name, gateway);
+  const root = make("article", { class: "card", "aria-label": stream.name, "data-stream": stream.name },
+    make("div", { class: "head" }, dot, make("h3", {}, stream.name), end),
+    make("div", { class: "frame" }, video, over),
+    make("dl", { class: "nums" }, ...Object.entries(numbers).map(([name, value]) => make("div", {}, make("dt", {}, name), value))),
+    address ? make("p", { class: "sub" }, make("code", {}, address)) : null);
+  const card = { name: stream.name, root, video, over, dot, end, numbers, address, player: null, wanted: cards.size < PLAY_MAX, retry: null };
+  video.addEventListener("playing", () => { over.hidden = true; });
+  cards.set(stream.name, card);
+  grid.append(root);
+  return card;
+}
+
+function url(name, gateway) {
+  const adapter = gateway.adapters.find((a) => a.address && a.protocols.includes("http-flv"));
+  if (!adapter) return null;
+  const port = adapter.address.slice(adapter.address.lastIndexOf(":") + 1);
+  return `http://${location.hostname}:${port}/${name}.flv`;
+}
+
+function show(card, stream) {
+  card.dot.classList.toggle("on", stream.live);
+  card.dot.setAttribute("aria-label", stream.live ? "live" : "gone");
+  text(card.end, stream.live ? `live for ${span(Math.max(0, Date.now() / 1000 - stream.since_us / 1e6))}` : "gone");
+  text(card.numbers.picture, stream.video ? `${stream.video} ${stream.width}×${stream.height}` : "–");
+  text(card.numbers.fps, stream.fps.toFixed(1));
+  text(card.numbers["bit rate"], rate(stream.bits_per_second));
+  text(card.numbers.sound, stream.audio ?? "none");
+  text(card.numbers.viewers, String(stream.viewers));
+  text(card.numbers.sent, bytes(stream.bytes_out));
+  if (stream.live && card.wanted && !card.player && !card.retry) play(card, stream);
+  if (!card.wanted && !card.player) offer(card);
+}
+
+function offer(card) {
+  if (card.over.querySelector("button")) return;
+  const button = make("button", { type: "button", "aria-label": `Play ${card.name}` }, "Play");
+  button.addEventListener("click", () => { card.wanted = true; tell(card, "opening"); });
+  card.over.replaceChildren(button);
+  card.over.hidden = false;
+}
+
+function tell(card, words) {
+  card.over.replaceChildren(words);
+  card.over.hidden = false;
+}
+
+function play(card, stream) {
+  if (!window.mpegts?.isSupported()) return tell(card, "This browser cannot play FLV.");
+  if (!card.address) return tell(card, "No adapter speaks http-flv.");
+  tell(card, "opening");
+  const source = { type: "flv", isLive: true, url: card.address, hasVideo: Boolean(stream.video), hasAudio: Boolean(stream.audio) };
+  const config = { enableWorker: false, enableStashBuffer: false, lazyLoad: false, autoCleanupSourceBuffer: true, liveBufferLatencyChasing: true, liveBufferLatencyMaxLatency: 3, liveBufferLatencyMinRemain: 0.6 };
+  const player = window.mpegts.createPlayer(source, config);
+  card.player = player;
+  const again = (words) => {
+    if (card.player !== player) return;
+    stop(card);
+    tell(card, words);
+    card.retry = setTimeout(() => { card.retry = null; }, 2000);
+  };
+  player.on(window.mpegts.Events.ERROR, () => again("interrupted, trying again"));
+  player.on(window.mpegts.Events.LOADING_COMPLETE, () => again("ended, waiting for the camera"));
+  player.attachMediaElement(card.video);
+  player.load();
+  // A browser may refuse to start even without sound: the player's own button is there then.
+  Promise.resolve(player.play()).catch(() => { card.over.hidden = true; });
+}
+
+function stop(card) {
+  const player = card.player;
+  card.player = null;
+  try {
+    player?.destroy();
+  } catch {
+    // It was never attached.
+  }
+}

@@ -1,0 +1,151 @@
+//! What the console is given of the gateway: read-only views, and the one way to send an order.
+
+use std::fmt;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use device_models::{Message, Order, Outcome};
+use serde::Serialize;
+use tokio::sync::broadcast;
+
+use crate::metrics::Metrics;
+
+/// Reads a view; must be quick and must not block.
+pub type Read<T> = Box<dyn Fn() -> T + Send + Sync>;
+/// Finds one thing by its id.
+pub type Find = Box<dyn Fn(&str) -> Option<ThingView> + Send + Sync>;
+/// Sends an order to a thing: thing, id of the order, order, time the device has.
+pub type SendOrder =
+    Box<dyn Fn(String, String, Order, Duration) -> Pin<Box<dyn Future<Output = Outcome> + Send>> + Send + Sync>;
+
+/// Everything the console shows and can do.
+pub struct Parts {
+    pub gateway: Arc<str>,
+    pub metrics: Metrics,
+    pub adapters: Vec<AdapterView>,
+    pub things: Read<Vec<ThingView>>,
+    /// One thing, without looking at all the others.
+    pub thing: Find,
+    pub streams: Read<Vec<StreamView>>,
+    pub upstreams: Read<Vec<UpstreamView>>,
+    pub store: Read<StoreView>,
+    pub live: Read<broadcast::Receiver<Arc<Message>>>,
+    pub order: SendOrder,
+    /// An error says why the gateway cannot do its work now.
+    pub ready: Read<Result<(), String>>,
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts").field("gateway", &self.gateway).finish_non_exhaustive()
+    }
+}
+
+/// A door devices and cameras come in by.
+#[derive(Debug, Clone, Serialize)]
+pub struct AdapterView {
+    pub name: String,
+    pub protocols: Vec<String>,
+    /// `tcp`, `udp`, `tls`, `serial`.
+    pub wire: String,
+    pub address: Option<SocketAddr>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct ThingView {
+    pub id: String,
+    pub model: String,
+    pub title: String,
+    pub adapter: Option<String>,
+    pub online: bool,
+    /// When it went online or offline, microseconds since 1970 UTC; 0: not heard of since the start.
+    pub since_us: i64,
+    pub seen_us: i64,
+    /// It has a live stream of its own name.
+    pub stream: bool,
+    pub properties: Vec<PropertyView>,
+    pub actions: Vec<ActionView>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct PropertyView {
+    pub name: String,
+    pub title: String,
+    /// UCUM code.
+    pub unit: Option<String>,
+    pub writable: bool,
+    /// `boolean`, `integer`, `number`, `text`, ….
+    pub kind: &'static str,
+    /// The newest value; null when there is none yet.
+    pub value: serde_json::Value,
+    pub quality: Option<device_models::Quality>,
+    pub time_us: Option<i64>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct ActionView {
+    pub name: String,
+    pub title: String,
+    /// The action wants an input.
+    pub input: bool,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct StreamView {
+    pub name: String,
+    pub live: bool,
+    pub since_us: i64,
+    pub video: Option<String>,
+    pub width: u32,
+    pub height: u32,
+    pub audio: Option<String>,
+    pub fps: f64,
+    pub bits_per_second: u64,
+    pub viewers: usize,
+    pub thread: String,
+    pub video_frames: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    pub skips: u64,
+    pub relays: Vec<RelayView>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct RelayView {
+    pub url: String,
+    pub state: String,
+    pub error: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct UpstreamView {
+    pub name: String,
+    pub url: String,
+    pub dialect: String,
+    pub connected: bool,
+    pub error: Option<String>,
+    /// By class: control, event, live, historical.
+    pub backlog: [u64; 4],
+    pub acked: [u64; 4],
+    /// Messages the upstream acknowledged since the start.
+    pub sent: u64,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct StoreView {
+    /// Hexadecimal: the number of this store, new when the old one was lost.
+    pub epoch: String,
+    pub bytes: u64,
+    pub bytes_max: u64,
+    pub segments: u64,
+    /// Newest sequence number by class: control, event, live, historical.
+    pub appended: [u64; 4],
+    /// Through which they are on disk.
+    pub durable: [u64; 4],
+    /// Messages given up before every upstream had them.
+    pub dropped: u64,
+    pub failures: u64,
+}
