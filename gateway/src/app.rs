@@ -1,1 +1,112 @@
-//! (to be written)
+//! The one place that knows all the parts: builds them in order, starts them, stops them in reverse.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use device_models::Report;
+use protocols::Identity;
+use tokio::sync::mpsc;
+use tracing::{debug, info, warn};
+
+use crate::broker::Broker;
+use crate::bus::Bus;
+use crate::config::plan::Plan;
+use crate::credentials::Gatekeeper;
+use crate::devices::Devices;
+use crate::intake::{AdapterInfo, Intake};
+use crate::metrics::Metrics;
+use crate::stream::StreamCore;
+use crate::threads::Tasks;
+use crate::transport::{self, Services};
+
+/// Camera reports that may wait for the intake.
+const CAMERA_REPORTS_MAX: usize = 1_024;
+/// How often changed latest values are written to the store.
+const LATEST_EVERY: Duration = Duration::from_secs(1);
+/// Time all tasks have to end.
+const STOP_TIME_MAX: Duration = Duration::from_millis(1_500);
+
+/// A running gateway.
+#[derive(Debug)]
+pub struct App {
+    pub services: Services,
+    /// Each adapter's name and the address it really bound.
+    pub bound: Vec<(String, Option<SocketAddr>)>,
+    tasks: Tasks,
+}
+
+impl App {
+    /// Starts everything the plan names. An error says what could not start; nothing is left running then.
+    pub async fn start(plan: Plan) -> anyhow::Result<Self> {
+        let tasks = Tasks::new();
+        match Self::start_parts(plan, tasks.clone()).await {
+            Ok(app) => Ok(app),
+            Err(error) => {
+                tasks.join(STOP_TIME_MAX).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_parts(plan: Plan, tasks: Tasks) -> anyhow::Result<Self> {
+        let started = Instant::now();
+        let metrics = Metrics::new();
+        let store = plan.config.store.clone();
+        let (bus, findings) = tasks.blocking(move || Bus::open(&store)).await??;
+        for finding in &findings {
+            warn!(?finding, "the store was repaired");
+        }
+        let devices = Devices::open(Arc::clone(&plan.models), plan.declared, bus.clone())?;
+        let intake = Intake::new(devices.clone(), bus.clone(), metrics.clone());
+        let gatekeeper = Arc::new(Gatekeeper::new(plan.credentials, tasks.clone()));
+        let broker = Broker::open(&plan.config.broker, bus.keyed(), Arc::clone(&gatekeeper), &tasks)?;
+        let (reports, camera_reports) = mpsc::channel(CAMERA_REPORTS_MAX);
+        let streams = StreamCore::start(&plan.config.stream, &plan.config.relays, reports, &tasks)?;
+        tasks.spawn("cameras", take_camera_reports(intake.clone(), camera_reports));
+        tasks.spawn("latest", save_latest(devices.clone(), tasks.clone()));
+        let services = Services { tasks: tasks.clone(), bus, intake, broker, streams, gatekeeper, metrics };
+        let mut bound = Vec::new();
+        for adapter in plan.adapters {
+            let name = adapter.info.name.to_string();
+            bound.push((name, transport::start(adapter, &services).await?.address));
+        }
+        info!(gateway = %plan.gateway_id, took = ?started.elapsed(), "started");
+        Ok(Self { services, bound, tasks })
+    }
+
+    /// Stops everything: no new input, last words, last commit.
+    pub async fn stop(self) {
+        self.tasks.join(STOP_TIME_MAX).await;
+        self.services.streams.close().await;
+        self.services.intake.devices().save_latest();
+        self.services.bus.close().await;
+        info!("stopped");
+    }
+}
+
+/// Cameras are things too: what the streaming core says of them goes the way of every report.
+async fn take_camera_reports(intake: Intake, mut reports: mpsc::Receiver<Report>) {
+    let adapter = AdapterInfo {
+        name: Arc::from("camera"),
+        product: Some("ip-camera".to_owned()),
+        auto_register: true,
+        allow_anonymous: true,
+    };
+    let identity = Identity::anonymous();
+    // Ends when the streaming core is gone.
+    while let Some(report) = reports.recv().await {
+        if let Err(refusal) = intake.take(&adapter, &identity, report, None).await {
+            debug!(%refusal, "a camera's report is refused");
+        }
+    }
+}
+
+async fn save_latest(devices: Devices, tasks: Tasks) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LATEST_EVERY) => devices.save_latest(),
+            () = tasks.stopping() => return,
+        }
+    }
+}

@@ -1,1 +1,192 @@
-//! (to be written)
+//! The command line: verbs, flags, exit codes (0 well, 1 failed, 2 bad usage or configuration).
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+
+use crate::app::App;
+use crate::config::{example, load, plan::Plan, problem::Problems};
+use crate::receive;
+
+/// Worker threads of the control plane: the box is small, and the streams have threads of their own.
+const CONTROL_WORKERS: usize = 2;
+
+#[derive(Debug, Parser)]
+#[command(name = "sluicegate", version, about, long_about = LONG_ABOUT, arg_required_else_help = true)]
+struct Command {
+    #[command(subcommand)]
+    verb: Verb,
+    /// What to log: error, warn, info, debug, trace, or a filter such as `info,gateway::upstream=debug`.
+    #[arg(long, global = true, env = "SLUICEGATE_LOG", default_value = "info", value_name = "FILTER")]
+    log: String,
+}
+
+const LONG_ABOUT: &str = "\
+An IoT device-access edge gateway: devices of every kind come in, speak one thing model, are kept safe on disk, and go \
+upstream. Nothing acknowledged is lost; nothing lost is unsaid.";
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the gateway.
+    Run(ConfigArgs),
+    /// Check the configuration and print every error in it.
+    Check(CheckArgs),
+    /// Be the upstream: decode, verify and print what a gateway sends to an MQTT broker.
+    Receive(Box<receive::Options>),
+}
+
+#[derive(Debug, Args)]
+struct ConfigArgs {
+    /// The configuration file; `conf.d/*.toml` beside it is read too.
+    #[arg(
+        long,
+        short,
+        env = "SLUICEGATE_CONFIG",
+        default_value = "/etc/sluicegate/sluicegate.toml",
+        value_name = "FILE"
+    )]
+    config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Print a complete commented example instead.
+    #[arg(long)]
+    example: bool,
+}
+
+/// Parses the command line and does what it says.
+pub fn main() -> ExitCode {
+    let command = match Command::try_parse() {
+        Ok(command) => command,
+        Err(error) => {
+            // Help and version are asked for and no failure.
+            drop(error.print());
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    start_log(&command.log, false);
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        return failed("another TLS provider is installed already");
+    }
+    match command.verb {
+        Verb::Check(args) => check(&args),
+        Verb::Run(args) => match prepare(&args.config) {
+            Ok(plan) => on_runtime(run(plan)),
+            Err(problems) => bad_configuration(&problems),
+        },
+        Verb::Receive(options) => on_runtime(async {
+            Ok(receive::run(*options)
+                .await
+                .map(|s| if s.is_whole() { ExitCode::SUCCESS } else { ExitCode::FAILURE })?)
+        }),
+    }
+}
+
+/// Logs go to the standard error; under systemd without time and colour, which the journal has.
+fn start_log(filter: &str, quiet_by_default: bool) {
+    let filter = if quiet_by_default && filter == "info" { "warn" } else { filter };
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true);
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        log.without_time().with_ansi(false).init();
+    } else {
+        log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+    }
+}
+
+fn prepare(file: &Path) -> Result<Plan, Problems> {
+    Plan::make(load::load(file)?)
+}
+
+fn check(args: &CheckArgs) -> ExitCode {
+    if args.example {
+        return say(&example::example());
+    }
+    match prepare(&args.config.config) {
+        Ok(plan) => say(&format!(
+            "{}: well. Gateway `{}`: {} adapters, {} devices, {} upstreams, {} models.\n",
+            args.config.config.display(),
+            plan.gateway_id,
+            plan.adapters.len(),
+            plan.declared.len(),
+            plan.config.upstreams.len(),
+            plan.models.len(),
+        )),
+        Err(problems) => bad_configuration(&problems),
+    }
+}
+
+async fn run(plan: Plan) -> anyhow::Result<ExitCode> {
+    let app = App::start(plan).await?;
+    let watchdog = watchdog(&app);
+    // Not under systemd: nobody to notify.
+    drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
+    let why = tokio::select! {
+        why = stop_signal() => why?,
+        () = watchdog => "the watchdog",
+    };
+    info!(why, "stopping");
+    drop(sd_notify::notify(&[sd_notify::NotifyState::Stopping]));
+    app.stop().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Feeds systemd's watchdog while every pinned loop ticks; never ends otherwise.
+async fn watchdog(app: &App) {
+    let Some(period) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(period / 3).await;
+        if app.services.streams.is_ticking() {
+            drop(sd_notify::notify(&[sd_notify::NotifyState::Watchdog]));
+        }
+    }
+}
+
+/// Resolves at SIGTERM or SIGINT.
+pub async fn stop_signal() -> std::io::Result<&'static str> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok("SIGTERM"),
+        _ = interrupt.recv() => Ok("SIGINT"),
+    }
+}
+
+fn on_runtime(work: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_WORKERS)
+        .thread_name("sg-control")
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&format!("cannot start the runtime: {error}")),
+    };
+    let code = runtime.block_on(work).unwrap_or_else(|error| failed(&format!("{error:#}")));
+    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    code
+}
+
+fn bad_configuration(problems: &Problems) -> ExitCode {
+    drop(writeln!(std::io::stderr(), "{problems}\n{} problem(s); nothing was started.", problems.0.len()));
+    ExitCode::from(2)
+}
+
+fn failed(why: &str) -> ExitCode {
+    drop(writeln!(std::io::stderr(), "sluicegate: {why}"));
+    ExitCode::FAILURE
+}
+
+fn say(text: &str) -> ExitCode {
+    // A closed pipe (`| head`) is the reader's wish.
+    drop(std::io::stdout().write_all(text.as_bytes()));
+    ExitCode::SUCCESS
+}

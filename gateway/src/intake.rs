@@ -1,1 +1,161 @@
-//! (to be written)
+//! The one way a device's report becomes a message on the bus: who is it, what does its model say, keep it.
+
+use std::sync::Arc;
+
+use device_models::normalize::normalize;
+use device_models::{Body, Class, Message, Report, Word, wire};
+use protocols::{Identity, Refusal};
+use tokio::sync::broadcast;
+use tracing::debug;
+
+use crate::bus::Bus;
+use crate::clock;
+use crate::devices::{Devices, Route, RouteId, Thing};
+use crate::metrics::Metrics;
+
+/// Messages the live view may lag behind before it misses some.
+const LIVE_BACKLOG: usize = 1_024;
+
+/// What intake must know of an adapter.
+#[derive(Debug, Clone)]
+pub struct AdapterInfo {
+    pub name: Arc<str>,
+    pub product: Option<String>,
+    pub auto_register: bool,
+    pub allow_anonymous: bool,
+}
+
+/// Where a message went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    pub class: Class,
+    pub seq: u64,
+}
+
+/// Takes reports in. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Intake {
+    devices: Devices,
+    bus: Bus,
+    metrics: Metrics,
+    live: broadcast::Sender<Arc<Message>>,
+}
+
+impl Intake {
+    pub fn new(devices: Devices, bus: Bus, metrics: Metrics) -> Self {
+        Self { devices, bus, metrics, live: broadcast::Sender::new(LIVE_BACKLOG) }
+    }
+
+    pub fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    /// Follows every message as it is taken in (not yet durable): for the status page.
+    pub fn live(&self) -> broadcast::Receiver<Arc<Message>> {
+        self.live.subscribe()
+    }
+
+    /// Takes one report. `None`: it says nothing new (a device that is online says that it is online). The message is
+    /// durable when the bus says so of the sequence number.
+    pub async fn take(
+        &self,
+        adapter: &AdapterInfo,
+        by: &Identity,
+        report: Report,
+        route: Option<&Route>,
+    ) -> Result<Option<Appended>, Refusal> {
+        let taken = self.try_take(adapter, by, report, route).await;
+        if let Err(refusal) = &taken {
+            self.metrics.refused(&adapter.name, reason(refusal));
+            debug!(adapter = %adapter.name, by = %by.name, %refusal, "a report is refused");
+        }
+        taken
+    }
+
+    async fn try_take(
+        &self,
+        adapter: &AdapterInfo,
+        by: &Identity,
+        report: Report,
+        route: Option<&Route>,
+    ) -> Result<Option<Appended>, Refusal> {
+        if !by.reaches(&report.device) {
+            return Err(Refusal::Forbidden(format!("`{}` may not speak for `{}`", by.name, report.device)));
+        }
+        let thing = self.devices.resolve(adapter, &report.device, report.product.as_deref())?;
+        let now = clock::now_us();
+        self.metrics.received(&adapter.name);
+        if let Word::Presence { online, .. } = &report.word {
+            if let (true, Some(route)) = (*online, route) {
+                thing.set_route(route);
+            }
+            if !thing.set_online(*online, now) {
+                return Ok(None);
+            }
+        } else if let Some(route) = route {
+            self.arrive(&thing, route, now).await?;
+        }
+        if let Word::Reply { id, outcome } = &report.word {
+            self.devices.answered(&thing.id, id, outcome.clone());
+        }
+        let message = normalize(&thing.model, &thing.id, &report, now).map_err(|m| Refusal::Invalid(m.to_string()))?;
+        thing.note(&message);
+        self.append(message).await.map(Some)
+    }
+
+    /// A session speaks for the thing from now on; says so on the bus when the thing was offline.
+    pub async fn arrive(&self, thing: &Arc<Thing>, route: &Route, now_us: i64) -> Result<(), Refusal> {
+        if thing.set_route(route) && thing.set_online(true, now_us) {
+            self.presence(thing, true, "connected", now_us).await?;
+        }
+        Ok(())
+    }
+
+    /// The session that spoke for the thing is gone; says so on the bus unless another took over.
+    pub async fn depart(&self, thing: &Arc<Thing>, route: RouteId, why: &str) {
+        let now = clock::now_us();
+        if !thing.clear_route(route) {
+            return;
+        }
+        self.devices.lost(&thing.id);
+        if thing.set_online(false, now)
+            && let Err(refusal) = self.presence(thing, false, why, now).await
+        {
+            debug!(thing = %thing.id, %refusal, "could not say that a device went offline");
+        }
+    }
+
+    async fn presence(&self, thing: &Thing, online: bool, why: &str, now_us: i64) -> Result<(), Refusal> {
+        let body = Body::Presence { online, reason: why.to_owned() };
+        let message = Message {
+            thing: Arc::clone(&thing.id),
+            model: Arc::clone(thing.model.name()),
+            time_us: now_us,
+            received_us: now_us,
+            body,
+        };
+        self.append(message).await.map(|_| ())
+    }
+
+    async fn append(&self, message: Message) -> Result<Appended, Refusal> {
+        let class = message.class();
+        let record = wire::encode_message(&message);
+        let seq = self.bus.append(class, &record).await.map_err(|e| Refusal::Unavailable(e.to_string()))?;
+        if self.live.receiver_count() > 0 {
+            drop(self.live.send(Arc::new(message)));
+        }
+        Ok(Appended { class, seq })
+    }
+}
+
+/// A refusal's kind, as metrics label it.
+pub fn reason(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::Unauthorized => "unauthorized",
+        Refusal::Forbidden(_) => "forbidden",
+        Refusal::NotFound(_) => "unknown",
+        Refusal::Invalid(_) => "invalid",
+        Refusal::Limit(_) => "limit",
+        Refusal::Unavailable(_) => "unavailable",
+    }
+}

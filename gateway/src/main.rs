@@ -1,1 +1,7 @@
-fn main() {}
+//! The binary `sluicegate`: the command line in front of the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    gateway::cli::main()
+}

@@ -3,6 +3,11 @@
 //! `load.rs` reads the files and the environment and finds every error with its place; `example.rs` prints the
 //! commented example that `sluicegate check --example` shows. Must not be in here: anything that opens a socket.
 
+pub mod example;
+pub mod load;
+pub mod plan;
+pub mod problem;
+
 use std::path::PathBuf;
 
 use serde::Deserialize;

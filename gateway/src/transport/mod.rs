@@ -1,1 +1,108 @@
-//! (to be written)
+//! The wires: TCP, TLS, UDP, serial. Written once; every protocol runs on them through [`drive`].
+//!
+//! `drive.rs` runs one session over one wire; `tcp.rs`, `udp.rs` and `serial.rs` make wires; `sniff.rs` decides which
+//! protocol a connection speaks. Must not be in here: anything that knows one protocol.
+
+mod address;
+mod conversation;
+mod drive;
+mod serial;
+mod sniff;
+mod tcp;
+mod udp;
+mod wire;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use protocols::{Endpoint, Protocol};
+
+pub use address::{Listen, ListenError};
+
+use crate::broker::Broker;
+use crate::bus::Bus;
+use crate::credentials::Gatekeeper;
+use crate::devices::RouteId;
+use crate::intake::{AdapterInfo, Intake};
+use crate::metrics::Metrics;
+use crate::stream::StreamCore;
+use crate::threads::Tasks;
+
+/// The parts that sessions reach through their driver. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Services {
+    pub tasks: Tasks,
+    pub bus: Bus,
+    pub intake: Intake,
+    pub broker: Broker,
+    pub streams: StreamCore,
+    pub gatekeeper: Arc<Gatekeeper>,
+    pub metrics: Metrics,
+}
+
+/// One adapter, ready to run: where it listens, what it speaks, whose devices these are.
+#[derive(Debug)]
+pub struct Adapter {
+    pub info: AdapterInfo,
+    pub listen: Listen,
+    pub languages: Vec<Language>,
+    pub connections_max: usize,
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+}
+
+/// A protocol with its options.
+#[derive(Clone)]
+pub struct Language {
+    pub row: &'static dyn Protocol,
+    pub endpoint: Arc<dyn Endpoint>,
+}
+
+impl std::fmt::Debug for Language {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Language").field("protocol", &self.row.name()).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("adapter `{adapter}`: cannot listen on {listen}: {source}")]
+pub struct BindError {
+    pub adapter: String,
+    pub listen: String,
+    pub source: io::Error,
+}
+
+/// An adapter whose port is bound.
+#[derive(Debug)]
+pub struct Bound {
+    /// The address really bound (a port 0 in the configuration is chosen by the kernel).
+    pub address: Option<std::net::SocketAddr>,
+}
+
+/// Binds the adapter's wire and starts serving it.
+pub async fn start(adapter: Adapter, services: &Services) -> Result<Bound, BindError> {
+    let name = adapter.info.name.to_string();
+    let listen = adapter.listen.to_string();
+    let adapter = Arc::new(adapter);
+    let started = match &adapter.listen {
+        Listen::Tcp(address) | Listen::Tls(address) => tcp::start(*address, Arc::clone(&adapter), services),
+        Listen::Udp(address) => udp::start(*address, Arc::clone(&adapter), services).await,
+        Listen::Serial { .. } => serial::start(Arc::clone(&adapter), services),
+    };
+    started.map_err(|source| BindError { adapter: name, listen, source })
+}
+
+/// A new name for a connection or UDP peer of this run.
+fn next_route() -> RouteId {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    RouteId(NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Randomness for a session; zeros if the kernel has none, which only makes ids guessable.
+fn seed() -> [u8; 32] {
+    let mut seed = [0; 32];
+    if let Err(error) = getrandom::fill(&mut seed) {
+        tracing::warn!(%error, "no randomness from the kernel");
+    }
+    seed
+}

@@ -1,0 +1,60 @@
+//! The complete commented example: `sluicegate check --example`.
+
+/// The sections that belong to no protocol.
+const HEAD: &str = include_str!("example.toml");
+
+/// Head plus the example adapter of every protocol, straight from the table.
+pub fn example() -> String {
+    let mut text = HEAD.to_owned();
+    for row in protocols::PROTOCOLS {
+        text.push_str("\n# ");
+        text.push_str(row.name());
+        text.push_str(": ");
+        text.push_str(row.summary());
+        text.push('\n');
+        text.push_str(row.example().trim());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{load, plan};
+
+    #[test]
+    fn the_example_passes_its_own_check() {
+        let loaded = load::load_text("example", &example()).unwrap();
+        assert!(!loaded.config.adapters.is_empty());
+        let plan = plan::Plan::make(loaded).map_err(|p| p.to_string()).unwrap();
+        assert_eq!(plan.adapters.len(), protocols::PROTOCOLS.len());
+    }
+
+    /// Every key of every section stands in the example: it is the reference.
+    #[test]
+    fn the_example_names_every_key() {
+        let source = include_str!("mod.rs");
+        let text = example();
+        let keys: Vec<&str> = source
+            .lines()
+            .filter_map(|l| l.strip_prefix("    pub ")?.split_once(": ").map(|(key, _)| key))
+            .filter(|key| key.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
+            // The lists of the tree itself are written as [[adapter]] and so on.
+            .filter(|key| {
+                !["adapters", "devices", "credentials", "upstreams", "relays"].contains(key) || *key == "devices"
+            })
+            .collect();
+        assert!(keys.len() > 40, "{keys:?}");
+        for key in keys {
+            let named = [
+                format!("\n{key} "),
+                format!("\n# {key} "),
+                format!("[{key}]"),
+                format!("\n#   {key} "),
+                format!("{key} ="),
+            ];
+            assert!(named.iter().any(|n| text.contains(n.as_str())), "the example lacks `{key}`");
+        }
+    }
+}

@@ -1,0 +1,443 @@
+//! A configuration turned into what will run: every reference followed, every limit held, every secret read.
+//!
+//! `sluicegate check` and `sluicegate run` go the same way, so that what passes the one starts in the other.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use device_models::model::Models;
+use protocols::Wire;
+
+use super::load::Loaded;
+use super::problem::{Places, Problem, Problems};
+use super::{Adapter, Config, Credential};
+use crate::credentials;
+use crate::devices::Declared;
+use crate::intake::AdapterInfo;
+use crate::transport::{self, Language, Listen};
+
+/// Everything needed to start.
+#[derive(Debug)]
+pub struct Plan {
+    pub config: Config,
+    pub gateway_id: String,
+    pub models: Arc<Models>,
+    pub adapters: Vec<transport::Adapter>,
+    pub credentials: Vec<credentials::Credential>,
+    pub declared: Vec<Declared>,
+}
+
+impl Plan {
+    /// Follows every reference and checks every value; all problems at once.
+    pub fn make(loaded: Loaded) -> Result<Self, Problems> {
+        let Loaded { config, places } = loaded;
+        let mut check = Check { config: &config, places: &places, problems: Vec::new() };
+        check.ranges();
+        let gateway_id = check.gateway_id();
+        let models = check.models();
+        let adapters = check.adapters();
+        let credentials = check.credentials();
+        let declared = check.devices(&models);
+        check.upstreams();
+        check.relays();
+        check.admin();
+        check.memory();
+        let problems = check.problems;
+        if !problems.is_empty() {
+            return Err(Problems(problems));
+        }
+        Ok(Self { config, gateway_id, models: Arc::new(models), adapters, credentials, declared })
+    }
+}
+
+struct Check<'c> {
+    config: &'c Config,
+    places: &'c Places,
+    problems: Vec<Problem>,
+}
+
+impl Check<'_> {
+    fn problem(&mut self, key: impl Into<String>, what: impl Into<String>) {
+        self.problems.push(self.places.problem(key, what));
+    }
+
+    fn ranges(&mut self) {
+        let Config { store, broker, stream, gateway, .. } = self.config;
+        let ranges: [(&str, u64, std::ops::RangeInclusive<u64>, &str); 20] = [
+            ("gateway.memory_mib", gateway.memory_mib, 0..=65_536, "MiB"),
+            ("store.commit_ms", store.commit_ms, 0..=1_000, "ms"),
+            ("store.commit_kib", store.commit_kib, 4..=4_096, "KiB"),
+            ("store.cap_mib", store.cap_mib, 8..=1_048_576, "MiB"),
+            ("store.segment_mib", store.segment_mib, 1..=64, "MiB"),
+            ("store.free_min_mib", store.free_min_mib, 0..=1_048_576, "MiB"),
+            ("broker.sessions_max", broker.sessions_max as u64, 1..=100_000, "sessions"),
+            ("broker.queue_kib", broker.queue_kib, 1..=65_536, "KiB"),
+            ("broker.queues_mib", broker.queues_mib, 1..=4_096, "MiB"),
+            ("broker.retained_mib", broker.retained_mib, 0..=1_024, "MiB"),
+            ("broker.subscriptions_max", broker.subscriptions_max as u64, 1..=10_000, "subscriptions"),
+            ("stream.threads", stream.threads as u64, 0..=64, "threads"),
+            ("stream.window_max_ms", stream.window_max_ms, 0..=1_000, "ms"),
+            ("stream.gop_kib", stream.gop_kib, 64..=262_144, "KiB"),
+            ("stream.gop_seconds", stream.gop_seconds, 1..=60, "seconds"),
+            ("stream.sources_max", stream.sources_max as u64, 1..=10_000, "streams"),
+            ("stream.viewers_max", stream.viewers_max as u64, 1..=100_000, "viewers"),
+            ("stream.lag_max_ms", stream.lag_max_ms, 500..=60_000, "ms"),
+            ("stream.stall_max_seconds", stream.stall_max_seconds, 1..=300, "seconds"),
+            ("stream.silence_max_seconds", stream.silence_max_seconds, 1..=300, "seconds"),
+        ];
+        for (key, value, range, unit) in ranges {
+            if !range.contains(&value) {
+                let what = format!("{value} is out of range: {} to {} {unit}", range.start(), range.end());
+                self.problem(key, what);
+            }
+        }
+    }
+
+    fn gateway_id(&mut self) -> String {
+        let given = &self.config.gateway.id;
+        let id = if given.is_empty() { host_name() } else { given.clone() };
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if id.is_empty() || id.len() > 64 || !id.chars().all(plain) {
+            self.problem("gateway.id", format!("`{id}` must be 1 to 64 letters, digits, `-` or `_`"));
+        }
+        id
+    }
+
+    /// The shipped models and those of the box's folder.
+    fn models(&mut self) -> Models {
+        let mut models = Models::shipped().unwrap_or_else(|error| {
+            self.problem("gateway.models", format!("a shipped model is broken: {error}"));
+            Models::new()
+        });
+        let folder = &self.config.gateway.models;
+        let Ok(listed) = std::fs::read_dir(folder) else {
+            // Only the default folder may be missing.
+            if self.places.of("gateway.models").is_some_and(|p| p.line > 0)
+                && *folder != super::Gateway::default().models
+            {
+                self.problem("gateway.models", format!("the folder {} cannot be read", folder.display()));
+            }
+            return models;
+        };
+        let mut files: Vec<_> = listed
+            .filter_map(|e| e.ok().map(|e| e.path()))
+            .filter(|p| p.to_string_lossy().ends_with(".tm.json"))
+            .collect();
+        files.sort();
+        for file in files {
+            let name = file.display().to_string();
+            let added = std::fs::read_to_string(&file)
+                .map_err(|e| e.to_string())
+                .and_then(|json| models.add(&name, &json).map(|_| ()).map_err(|e| e.to_string()));
+            if let Err(what) = added {
+                self.problem("gateway.models", format!("{name}: {what}"));
+            }
+        }
+        models
+    }
+
+    fn adapters(&mut self) -> Vec<transport::Adapter> {
+        let mut names = HashSet::new();
+        let mut listens: HashMap<String, usize> = HashMap::new();
+        let mut ready = Vec::new();
+        for (at, adapter) in self.config.adapters.iter().enumerate() {
+            let key = format!("adapter[{at}]");
+            if adapter.name.is_empty() || !names.insert(adapter.name.as_str()) {
+                self.problem(
+                    format!("{key}.name"),
+                    format!("`{}`: each adapter needs a name of its own", adapter.name),
+                );
+            }
+            if let Some(other) = listens.insert(adapter.listen.clone(), at)
+                && !adapter.listen.ends_with(":0")
+            {
+                let what = format!("{} is taken by adapter[{other}] already", adapter.listen);
+                self.problem(format!("{key}.listen"), what);
+            }
+            if let Some(adapter) = self.adapter(&key, adapter) {
+                ready.push(adapter);
+            }
+        }
+        ready
+    }
+
+    fn adapter(&mut self, key: &str, adapter: &Adapter) -> Option<transport::Adapter> {
+        let listen: Listen = match adapter.listen.parse() {
+            Ok(listen) => listen,
+            Err(error) => {
+                self.problem(format!("{key}.listen"), format!("{error}"));
+                return None;
+            }
+        };
+        if !listen.is_on_the_box() && !adapter.allow_anonymous && self.config.credentials.is_empty() {
+            let what = format!(
+                "{listen} can be reached from off the box, and there is no [[credential]]; add one, or write \
+                 allow_anonymous = true"
+            );
+            self.problem(format!("{key}.listen"), what);
+        }
+        if adapter.connections_max == 0 || adapter.connections_max > 100_000 {
+            self.problem(format!("{key}.connections_max"), "out of range: 1 to 100000");
+        }
+        if adapter.auto_register && adapter.product.is_none() {
+            self.problem(format!("{key}.product"), "auto_register needs to know the product of new devices");
+        }
+        let languages = self.languages(key, adapter, &listen);
+        let tls = self.tls(key, adapter, &listen);
+        let info = AdapterInfo {
+            name: Arc::from(adapter.name.as_str()),
+            product: adapter.product.clone(),
+            auto_register: adapter.auto_register,
+            allow_anonymous: adapter.allow_anonymous,
+        };
+        Some(transport::Adapter { info, listen, languages, connections_max: adapter.connections_max, tls })
+    }
+
+    fn languages(&mut self, key: &str, adapter: &Adapter, listen: &Listen) -> Vec<Language> {
+        let names = adapter.protocol.names();
+        let wire = if matches!(listen, Listen::Udp(_)) { Wire::Datagram } else { Wire::Stream };
+        let mut languages = Vec::new();
+        if names.is_empty() || (names.len() > 1 && wire == Wire::Datagram) {
+            self.problem(format!("{key}.protocol"), "name one protocol (several share a port only on TCP)");
+        }
+        for name in &names {
+            let Some(row) = protocols::protocol(name) else {
+                let known = protocols::PROTOCOLS.iter().map(|p| p.name()).collect::<Vec<_>>().join(", ");
+                self.problem(format!("{key}.protocol"), format!("there is no protocol `{name}`; there are {known}"));
+                continue;
+            };
+            if !row.wires().contains(&wire) {
+                self.problem(format!("{key}.listen"), format!("`{name}` does not run on {listen}"));
+            }
+            let options = if names.len() == 1 {
+                adapter.options.clone()
+            } else {
+                match adapter.options.get(*name) {
+                    None => toml::Table::new(),
+                    Some(toml::Value::Table(own)) => own.clone(),
+                    Some(_) => {
+                        self.problem(format!("{key}.options"), format!("write options.{name} = {{ … }}"));
+                        continue;
+                    }
+                }
+            };
+            match row.configure(&options) {
+                Ok(endpoint) => languages.push(Language { row, endpoint }),
+                Err(error) => self.problem(format!("{key}.options"), format!("{name}: {error}")),
+            }
+        }
+        if names.len() > 1 {
+            for unknown in adapter.options.keys().filter(|k| !names.contains(&k.as_str())) {
+                let what = format!("several protocols: one table each, {}; not `{unknown}`", names.join(", "));
+                self.problem(format!("{key}.options"), what);
+            }
+        }
+        languages
+    }
+
+    fn tls(&mut self, key: &str, adapter: &Adapter, listen: &Listen) -> Option<Arc<rustls::ServerConfig>> {
+        match (listen, &adapter.cert_file, &adapter.key_file) {
+            (Listen::Tls(_), Some(cert), Some(private)) => match server_tls(cert, private) {
+                Ok(config) => return Some(config),
+                Err(what) => self.problem(format!("{key}.cert_file"), what),
+            },
+            (Listen::Tls(_), ..) => self.problem(format!("{key}.listen"), "tls:// needs cert_file and key_file"),
+            (_, None, None) => {}
+            _ => self.problem(format!("{key}.cert_file"), "only tls:// uses a certificate"),
+        }
+        None
+    }
+
+    fn credentials(&mut self) -> Vec<credentials::Credential> {
+        let mut names = HashSet::new();
+        let mut ready = Vec::new();
+        for (at, credential) in self.config.credentials.iter().enumerate() {
+            let key = format!("credential[{at}]");
+            if credential.name.is_empty() || !names.insert(credential.name.as_str()) {
+                self.problem(format!("{key}.name"), "each credential needs a name of its own");
+            }
+            match secret(credential) {
+                Ok(secret) => ready.push(credentials::Credential {
+                    name: credential.name.clone(),
+                    secret,
+                    devices: credential.devices.clone(),
+                    publish: credential.publish.clone(),
+                    subscribe: credential.subscribe.clone(),
+                    push: credential.push.clone(),
+                    watch: credential.watch.clone(),
+                }),
+                Err(what) => self.problem(key, what),
+            }
+        }
+        ready
+    }
+
+    fn devices(&mut self, models: &Models) -> Vec<Declared> {
+        let mut ids = HashSet::new();
+        let adapters: HashSet<_> = self.config.adapters.iter().map(|a| a.name.as_str()).collect();
+        let mut declared = Vec::new();
+        for (at, device) in self.config.devices.iter().enumerate() {
+            let key = format!("device[{at}]");
+            if device.id.is_empty() || device.id.len() > 128 || device.id.contains(['+', '#']) {
+                self.problem(format!("{key}.id"), "an id has 1 to 128 bytes and no `+` or `#`");
+            }
+            if !ids.insert(device.id.as_str()) {
+                self.problem(format!("{key}.id"), format!("`{}` is declared twice", device.id));
+            }
+            if models.get(&device.product).is_none() {
+                let known = models.names().join(", ");
+                let what = format!("there is no model `{}`; there are {known}", device.product);
+                self.problem(format!("{key}.product"), what);
+            }
+            if let Some(adapter) = device.adapter.as_deref().filter(|a| !adapters.contains(a)) {
+                self.problem(format!("{key}.adapter"), format!("there is no adapter `{adapter}`"));
+            }
+            declared.push(Declared {
+                id: device.id.clone(),
+                product: device.product.clone(),
+                name: device.name.clone().unwrap_or_else(|| device.id.clone()),
+                adapter: device.adapter.clone(),
+            });
+        }
+        for (at, adapter) in self.config.adapters.iter().enumerate() {
+            if let Some(product) = adapter.product.as_deref().filter(|p| models.get(p).is_none()) {
+                let known = models.names().join(", ");
+                let what = format!("there is no model `{product}`; there are {known}");
+                self.problem(format!("adapter[{at}].product"), what);
+            }
+        }
+        declared
+    }
+
+    fn upstreams(&mut self) {
+        let mut names = HashSet::new();
+        for (at, upstream) in self.config.upstreams.iter().enumerate() {
+            let key = format!("upstream[{at}]");
+            if upstream.name.is_empty() || !names.insert(upstream.name.as_str()) {
+                self.problem(
+                    format!("{key}.name"),
+                    "each upstream needs a name of its own: its backlog is kept under it",
+                );
+            }
+            if !upstream.url.starts_with("mqtt://") && !upstream.url.starts_with("mqtts://") {
+                self.problem(format!("{key}.url"), "write mqtt://HOST:PORT or mqtts://HOST:PORT");
+            }
+            if !(1..=256).contains(&upstream.batch_kib) {
+                self.problem(format!("{key}.batch_kib"), "out of range: 1 to 256 KiB");
+            }
+            if upstream.batch_ms > 10_000 {
+                self.problem(format!("{key}.batch_ms"), "out of range: 0 to 10000 ms");
+            }
+            if !(1..=100).contains(&upstream.inflight_max) {
+                self.problem(format!("{key}.inflight_max"), "out of range: 1 to 100 batches");
+            }
+            for (what, file) in [
+                ("password_file", &upstream.password_file),
+                ("ca_file", &upstream.ca_file),
+                ("cert_file", &upstream.cert_file),
+                ("key_file", &upstream.key_file),
+            ] {
+                if let Some(file) = file.as_deref().filter(|f| !f.is_file()) {
+                    self.problem(format!("{key}.{what}"), format!("{} is not a file", file.display()));
+                }
+            }
+        }
+    }
+
+    fn relays(&mut self) {
+        for (at, relay) in self.config.relays.iter().enumerate() {
+            if !relay.url.starts_with("rtmp://") {
+                self.problem(format!("relay[{at}].url"), "write rtmp://HOST[:PORT]/APP/NAME");
+            }
+        }
+    }
+
+    fn admin(&mut self) {
+        let admin = &self.config.admin;
+        if admin.listen.is_empty() {
+            return;
+        }
+        match format!("tcp://{}", admin.listen).parse::<Listen>() {
+            Ok(listen) if !listen.is_on_the_box() && admin.token_file.is_none() => {
+                self.problem("admin.listen", "can be reached from off the box: name a token_file");
+            }
+            Ok(_) => {}
+            Err(_) => self.problem("admin.listen", format!("`{}` is not HOST:PORT", admin.listen)),
+        }
+        if let Some(file) = admin.token_file.as_deref().filter(|f| !f.is_file()) {
+            self.problem("admin.token_file", format!("{} is not a file", file.display()));
+        }
+    }
+
+    /// The sum of all memory budgets must fit the box.
+    fn memory(&mut self) {
+        let Config { broker, stream, gateway, .. } = self.config;
+        let allowed = if gateway.memory_mib > 0 { gateway.memory_mib } else { machine_mib() / 2 };
+        // Streams share what all of them together may take; a source is counted with its usual GOP, not its cap.
+        let parts = [
+            ("base", 32),
+            ("broker.queues_mib", broker.queues_mib),
+            ("broker.retained_mib", broker.retained_mib),
+            ("stream.viewers_max x 2 KiB", stream.viewers_max as u64 * 2 / 1_024),
+            ("one stream at stream.gop_kib", stream.gop_kib / 1_024),
+        ];
+        let sum: u64 = parts.iter().map(|(_, mib)| mib).sum();
+        if sum > allowed {
+            let shown = parts.iter().map(|(name, mib)| format!("{name} {mib}")).collect::<Vec<_>>().join(" + ");
+            let what = format!("the budgets need {shown} = {sum} MiB, but {allowed} MiB are allowed");
+            self.problem("gateway.memory_mib", what);
+        }
+    }
+}
+
+fn secret(credential: &Credential) -> Result<credentials::Secret, String> {
+    match (&credential.secret_file, &credential.secret_env, &credential.secret_hash) {
+        (Some(file), None, None) => {
+            let text = std::fs::read_to_string(file).map_err(|e| format!("secret_file {}: {e}", file.display()))?;
+            plain_or_hash(text.lines().next().unwrap_or_default().trim())
+        }
+        (None, Some(name), None) => {
+            let text = std::env::var(name).map_err(|_| format!("secret_env: the environment has no {name}"))?;
+            plain_or_hash(text.trim())
+        }
+        (None, None, Some(hash)) => credentials::Secret::hash(hash).map_err(|e| format!("secret_hash: {e}")),
+        _ => Err("give exactly one of secret_file, secret_env and secret_hash".to_owned()),
+    }
+}
+
+fn plain_or_hash(text: &str) -> Result<credentials::Secret, String> {
+    match text {
+        "" => Err("the secret is empty".to_owned()),
+        hash if hash.starts_with("$argon2") => credentials::Secret::hash(hash),
+        plain => Ok(credentials::Secret::of(plain.as_bytes())),
+    }
+}
+
+fn server_tls(cert: &Path, private: &Path) -> Result<Arc<rustls::ServerConfig>, String> {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let chain = CertificateDer::pem_file_iter(cert)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|e| format!("{}: {e}", cert.display()))?;
+    let key = PrivateKeyDer::from_pem_file(private).map_err(|e| format!("{}: {e}", private.display()))?;
+    rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .and_then(|b| b.with_no_client_auth().with_single_cert(chain, key))
+        .map(Arc::new)
+        .map_err(|e| e.to_string())
+}
+
+fn host_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    name.split('.').next().unwrap_or_default().to_owned()
+}
+
+/// The machine's memory, or the limit of its control group if that is lower, MiB.
+#[allow(trivial_numeric_casts, reason = "the kernel's word is 32 bits on a 32-bit box")]
+fn machine_mib() -> u64 {
+    let info = rustix::system::sysinfo();
+    let total = (info.totalram as u64).saturating_mul(u64::from(info.mem_unit.max(1)));
+    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
+    total.min(group.unwrap_or(u64::MAX)) / 1_048_576
+}

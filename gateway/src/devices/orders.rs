@@ -1,0 +1,145 @@
+//! Commands in flight: each waits for its answer, at most as long as it is given.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use device_models::{Body, Class, Command, Failure, Message, Order, Outcome, wire};
+use tokio::sync::oneshot;
+use tracing::warn;
+
+use super::registry::{Devices, Thing};
+use crate::clock;
+
+/// Commands in flight on the whole box, and for one thing: a slow device must not use up everybody's.
+const IN_FLIGHT_MAX: usize = 1_000;
+const PER_THING_MAX: usize = 16;
+/// Bytes of a command's id.
+const ID_LEN_MAX: usize = 128;
+
+#[derive(Debug, Default)]
+pub(super) struct Orders {
+    waiting: Mutex<HashMap<String, Waiting>>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    thing: Arc<str>,
+    answer: oneshot::Sender<Outcome>,
+}
+
+impl Devices {
+    /// Sends an order to a thing and waits for the answer. However it ends, the reply is on the bus afterwards: a
+    /// device's own answer through the intake, any other from here.
+    pub async fn order(&self, thing: &str, id: &str, order: Order, patience: Duration) -> Outcome {
+        let Some(found) = self.by_id(thing) else {
+            let outcome = Err(Failure::Refused(format!("there is no thing `{thing}`")));
+            self.record(thing, "", id, &outcome).await;
+            return outcome;
+        };
+        let (outcome, recorded) = match self.send(&found, id, order, patience) {
+            Err(failure) => (Err(failure), false),
+            Ok(answer) => match tokio::time::timeout(patience, answer).await {
+                Ok(Ok(outcome)) => (outcome, true),
+                Ok(Err(_)) => (Err(Failure::Offline), false),
+                Err(_) => (Err(Failure::Silent(patience)), false),
+            },
+        };
+        if !recorded {
+            self.forget(id, &found.id);
+            self.record(&found.id, found.model.name(), id, &outcome).await;
+        }
+        outcome
+    }
+
+    /// Hands a device's answer to whoever waits for it; false when nobody does (any more).
+    pub fn answered(&self, thing: &str, id: &str, outcome: Outcome) -> bool {
+        let waiting = {
+            let mut waiting = self.waiting();
+            match waiting.get(id) {
+                Some(w) if *w.thing == *thing => waiting.remove(id),
+                _ => None,
+            }
+        };
+        waiting.is_some_and(|w| w.answer.send(outcome).is_ok())
+    }
+
+    /// A session's own answer to a command (not a device's report): delivered, and put on the bus.
+    pub async fn session_answered(&self, id: &str, outcome: Outcome) {
+        let Some(waiting) = self.waiting().remove(id) else { return };
+        let model = self.by_id(&waiting.thing).map(|t| t.model.name().to_string()).unwrap_or_default();
+        self.record(&waiting.thing, &model, id, &outcome).await;
+        drop(waiting.answer.send(outcome));
+    }
+
+    /// Every command that waits for this thing ends: its session is gone.
+    pub fn lost(&self, thing: &str) {
+        self.waiting().retain(|_, w| *w.thing != *thing);
+    }
+
+    fn send(
+        &self,
+        thing: &Arc<Thing>,
+        id: &str,
+        order: Order,
+        patience: Duration,
+    ) -> Result<oneshot::Receiver<Outcome>, Failure> {
+        if id.is_empty() || id.len() > ID_LEN_MAX {
+            return Err(Failure::Refused(format!("a command's id has 1 to {ID_LEN_MAX} bytes")));
+        }
+        let order = thing.model.check(&order).map_err(|mismatch| Failure::Refused(mismatch.to_string()))?;
+        let route = thing.route().ok_or(Failure::Offline)?;
+        let command = Command {
+            id: id.to_owned(),
+            device: thing.name.to_string(),
+            product: thing.model.name().to_string(),
+            order,
+            patience,
+        };
+        let (sender, receiver) = oneshot::channel();
+        {
+            let mut waiting = self.waiting();
+            if waiting.contains_key(id) {
+                return Err(Failure::Refused(format!("a command with the id `{id}` is already on its way")));
+            }
+            let for_thing = waiting.values().filter(|w| w.thing == thing.id).count();
+            if waiting.len() >= IN_FLIGHT_MAX || for_thing >= PER_THING_MAX {
+                return Err(Failure::Busy);
+            }
+            waiting.insert(id.to_owned(), Waiting { thing: Arc::clone(&thing.id), answer: sender });
+        }
+        if let Err(error) = route.commands.try_send(command) {
+            self.waiting().remove(id);
+            return Err(match error {
+                tokio::sync::mpsc::error::TrySendError::Full(_) => Failure::Busy,
+                tokio::sync::mpsc::error::TrySendError::Closed(_) => Failure::Offline,
+            });
+        }
+        Ok(receiver)
+    }
+
+    async fn record(&self, thing: &str, model: &str, id: &str, outcome: &Outcome) {
+        let now = clock::now_us();
+        let message = Message {
+            thing: Arc::from(thing),
+            model: Arc::from(model),
+            time_us: now,
+            received_us: now,
+            body: Body::Reply { id: id.to_owned(), outcome: outcome.clone() },
+        };
+        if let Err(error) = self.inner.bus.append(Class::Control, &wire::encode_message(&message)).await {
+            warn!(thing, id, %error, "a reply could not be stored");
+        }
+    }
+
+    fn forget(&self, id: &str, thing: &Arc<str>) {
+        let mut waiting = self.waiting();
+        if waiting.get(id).is_some_and(|w| w.thing == *thing && w.answer.is_closed()) {
+            waiting.remove(id);
+        }
+    }
+
+    fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<String, Waiting>> {
+        self.inner.orders.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

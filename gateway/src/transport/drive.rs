@@ -1,0 +1,247 @@
+//! Runs one session over one wire: the loop that waits for whatever comes first.
+//!
+//! The driver, not the protocol, enforces frame size, admission time, silence, write time and the size of what waits to
+//! be written. What the session wants done is carried out in `conversation.rs`.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use protocols::{Input, Peer, Session};
+use tracing::debug;
+
+use super::conversation::{Conversation, Ending};
+use super::wire::{Arrived, Wire};
+use super::{Adapter, Language, Services};
+use crate::stream::Handover;
+
+/// A peer that takes no byte for this long is closed.
+const WRITE_TIME_MAX: Duration = Duration::from_secs(10);
+/// What may wait to be written before the session's input waits too.
+const UNWRITTEN_MAX: usize = 256 * 1024;
+/// Time for the last words at the end.
+const GOODBYE_TIME_MAX: Duration = Duration::from_millis(500);
+
+/// Talks with one peer until the talk ends or moves to a stream thread.
+pub(super) async fn drive(
+    wire: Wire,
+    unread: BytesMut,
+    peer: Peer,
+    language: &Language,
+    adapter: Arc<Adapter>,
+    services: &Services,
+) {
+    let session = language.endpoint.open(&peer);
+    let limits = language.endpoint.limits();
+    let metrics = services.metrics.clone();
+    metrics.connected(&adapter.info.name);
+    let name = Arc::clone(&adapter.info.name);
+    let mut drive = Drive {
+        wire,
+        unread,
+        started: Instant::now(),
+        heard: Instant::now(),
+        talk: Conversation::new(peer, session, limits, language.row.name(), adapter, services.clone()),
+    };
+    let ending = drive.run(services).await;
+    if let Ending::Moves(outbox) = ending {
+        drive.hand_over(outbox, services).await;
+    } else {
+        drive.goodbye(&ending).await;
+    }
+    metrics.disconnected(&name);
+}
+
+struct Drive {
+    wire: Wire,
+    unread: BytesMut,
+    started: Instant,
+    heard: Instant,
+    talk: Conversation,
+}
+
+enum Woken {
+    Arrived(std::io::Result<Arrived>),
+    Written(std::io::Result<usize>),
+    Durable,
+    Exchange(protocols::exchange::Event),
+    Command(device_models::Command),
+    Deadline,
+    Stopping,
+}
+
+impl Drive {
+    async fn run(&mut self, services: &Services) -> Ending {
+        let mut written_at = Instant::now();
+        // Bytes that sniffing read already.
+        if !self.unread.is_empty() {
+            self.talk.receive_stream(&mut self.unread);
+        }
+        loop {
+            if let Some(ending) = self.talk.carry_out(&self.wire).await {
+                return ending;
+            }
+            // An answer may have ended a pause: the bytes left unread are offered again.
+            if self.talk.resume(&mut self.unread) {
+                continue;
+            }
+            if let Some(ending) = self.talk.over(&self.unread) {
+                return ending;
+            }
+            self.shrink();
+            if self.talk.unwritten.is_empty() {
+                written_at = Instant::now();
+            }
+            match self.wait(services, written_at).await {
+                Woken::Arrived(Ok(Arrived::Bytes(count))) => {
+                    self.heard = Instant::now();
+                    self.talk.heard(count);
+                    self.talk.receive_stream(&mut self.unread);
+                }
+                Woken::Arrived(Ok(Arrived::Packet(packet))) => {
+                    self.heard = Instant::now();
+                    self.talk.heard(packet.len());
+                    self.talk.receive(Input::Datagram(packet));
+                }
+                Woken::Arrived(Ok(Arrived::End)) => return Ending::Closed("the peer closed the connection".into()),
+                Woken::Arrived(Err(error)) | Woken::Written(Err(error)) => {
+                    return Ending::Closed(error.to_string().into());
+                }
+                Woken::Written(Ok(count)) => {
+                    written_at = Instant::now();
+                    self.talk.wrote(count);
+                }
+                Woken::Durable => self.talk.settle(),
+                Woken::Exchange(event) => self.talk.receive(Input::Exchange(event)),
+                Woken::Command(command) => self.talk.receive(Input::Command(command)),
+                Woken::Deadline => {
+                    if let Some(why) = self.overdue(written_at) {
+                        return Ending::Closed(why.into());
+                    }
+                    self.talk.tick();
+                }
+                Woken::Stopping => return Ending::Stopping,
+            }
+        }
+    }
+
+    /// Waits for the first of everything that can happen.
+    async fn wait(&mut self, services: &Services, written_at: Instant) -> Woken {
+        let deadline = self.deadline(written_at);
+        let may_read = !self.talk.session.paused()
+            && self.unread.len() < self.talk.limits.frame_max
+            && self.talk.unwritten.len() < UNWRITTEN_MAX;
+        let Self { wire, unread, talk, .. } = self;
+        let Conversation { unwritten, unsettled, durable, attachment, commands, .. } = talk;
+        let mut io = std::pin::pin!(async {
+            // One future for both directions: the wire cannot be borrowed twice.
+            tokio::select! {
+                biased;
+                arrived = read_or_write(wire, unread, unwritten, may_read) => arrived,
+            }
+        });
+        tokio::select! {
+            woken = &mut io => woken,
+            _ = durable.changed(), if !unsettled.is_empty() => Woken::Durable,
+            event = async { match attachment { Some(a) => a.next().await, None => pending().await } } => Woken::Exchange(event),
+            Some(command) = commands.recv() => Woken::Command(command),
+            () = tokio::time::sleep_until(deadline.into()) => Woken::Deadline,
+            () = services.tasks.stopping() => Woken::Stopping,
+        }
+    }
+
+    /// The next moment at which something must be looked at.
+    fn deadline(&self, written_at: Instant) -> Instant {
+        let limits = &self.talk.limits;
+        let mut next = self.heard + limits.silence_max.unwrap_or(Duration::from_secs(24 * 3600));
+        if !self.talk.admitted {
+            next = next.min(self.started + limits.admission_max);
+        }
+        if !self.talk.unwritten.is_empty() {
+            next = next.min(written_at + WRITE_TIME_MAX);
+        }
+        if let Some(own) = self.talk.session.deadline() {
+            next = next.min(own);
+        }
+        next
+    }
+
+    /// Which of the driver's own limits has passed.
+    fn overdue(&self, written_at: Instant) -> Option<&'static str> {
+        let now = Instant::now();
+        let limits = &self.talk.limits;
+        if !self.talk.admitted && now >= self.started + limits.admission_max {
+            Some("it did not introduce itself in time")
+        } else if limits.silence_max.is_some_and(|max| now >= self.heard + max) {
+            Some("it was silent for too long")
+        } else if !self.talk.unwritten.is_empty() && now >= written_at + WRITE_TIME_MAX {
+            Some("it takes no bytes")
+        } else {
+            None
+        }
+    }
+
+    /// An idle connection holds no buffers.
+    fn shrink(&mut self) {
+        if self.unread.is_empty() && self.unread.capacity() > 0 {
+            self.unread = BytesMut::new();
+        }
+        if self.talk.unwritten.is_empty() && self.talk.unwritten.capacity() > 4096 {
+            self.talk.unwritten = BytesMut::new();
+        }
+    }
+
+    /// Moves socket, session and everything unread to the thread that owns the stream.
+    async fn hand_over(mut self, outbox: protocols::Outbox, services: &Services) {
+        if let Err(why) = self.flush(WRITE_TIME_MAX).await {
+            debug!(%why, "lost before the hand-over");
+            return;
+        }
+        let (session, limits, peer) = self.talk.dismantle().await;
+        match self.wire {
+            Wire::Tcp(socket) => match socket.into_std() {
+                Ok(socket) => {
+                    services.streams.adopt(Handover { socket, session, outbox, unread: self.unread, limits, peer });
+                }
+                Err(error) => debug!(%error, "cannot hand the connection over"),
+            },
+            Wire::Tls(_) | Wire::Serial(_) | Wire::Datagram { .. } => {
+                services.metrics.fault(&peer.adapter, "streams need plain TCP");
+            }
+        }
+    }
+
+    async fn goodbye(&mut self, ending: &Ending) {
+        let why = ending.why();
+        debug!(peer = ?self.talk.peer.address, adapter = %self.talk.peer.adapter, why, "the talk ends");
+        self.talk.receive(Input::Ended { reason: why });
+        self.talk.last_words(&self.wire).await;
+        // The peer may be gone: nothing is lost with a goodbye it does not hear.
+        drop(self.flush(GOODBYE_TIME_MAX).await);
+        self.talk.leave(why).await;
+    }
+
+    async fn flush(&mut self, patience: Duration) -> Result<(), String> {
+        let all = async {
+            while !self.talk.unwritten.is_empty() {
+                let count = self.wire.write(&mut self.talk.unwritten).await.map_err(|e| e.to_string())?;
+                self.talk.wrote(count);
+            }
+            Ok(())
+        };
+        tokio::time::timeout(patience, all).await.map_err(|_| "it takes no bytes".to_owned())?
+    }
+}
+
+/// Reads, or writes when something waits. TCP is full duplex, so neither may starve the other: whichever is ready first.
+async fn read_or_write(wire: &mut Wire, unread: &mut BytesMut, unwritten: &mut BytesMut, may_read: bool) -> Woken {
+    if unwritten.is_empty() || wire.is_datagram() {
+        if may_read { Woken::Arrived(wire.read(unread).await) } else { pending().await }
+    } else {
+        Woken::Written(wire.write(unwritten).await)
+    }
+}
+
+/// The session's part of the driver: kept as a trait object, so that one driver serves all protocols.
+pub(super) type BoxedSession = Box<dyn Session>;
