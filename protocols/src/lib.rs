@@ -9,6 +9,7 @@
 #![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 mod admitted;
+mod coap;
 pub mod exchange;
 pub mod http_flv;
 pub mod media;
@@ -23,7 +24,7 @@ pub use session::{
 };
 
 /// Every protocol the gateway speaks, in the order in which sniffing asks them.
-pub static PROTOCOLS: &[&dyn Protocol] = &[&rtmp::ROW, &http_flv::ROW, &raw::ROW];
+pub static PROTOCOLS: &[&dyn Protocol] = &[&rtmp::ROW, &http_flv::ROW, &coap::ROW, &raw::ROW];
 
 /// The row with this name.
 pub fn protocol(name: &str) -> Option<&'static dyn Protocol> {

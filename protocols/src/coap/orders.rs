@@ -1,0 +1,160 @@
+//! Orders to devices: who observes them (RFC 7641), which are on their way, and how they end.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use device_models::{Command, Failure, Order, Outcome, Value};
+
+use super::blocks::SIZE_MAX;
+use super::delivery::Cargo;
+use super::frame::{Code, Kind, Message, number};
+use super::request::{CBOR, JSON};
+use crate::payload;
+use crate::session::{Outbox, Output};
+
+/// Observers at one peer: a gateway may sit in front of many devices.
+const OBSERVERS_MAX: usize = 64;
+
+/// Orders to one peer on their way.
+const IN_FLIGHT_MAX: usize = 32;
+
+/// The orders of one peer's devices.
+#[derive(Debug, Default)]
+pub(super) struct Orders {
+    observers: Vec<Observer>,
+    in_flight: Vec<InFlight>,
+    /// 24 bits, grows with every notification (RFC 7641 section 4.4).
+    sequence: u32,
+}
+
+#[derive(Debug)]
+struct Observer {
+    device: String,
+    token: Bytes,
+    format: u32,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    id: String,
+    device: String,
+    order: Value,
+    until: Instant,
+    patience: Duration,
+}
+
+// === impl Orders ===
+
+impl Orders {
+    /// The response to a GET of the device's commands, and whether it is an observer from now on.
+    pub(super) fn asked(
+        &mut self,
+        device: &str,
+        token: &Bytes,
+        observe: Option<u32>,
+        accept: Option<u32>,
+        age_max: Duration,
+    ) -> (Message, bool) {
+        let format = accept.unwrap_or(JSON);
+        let mut response = Message::new(Kind::Acknowledgement, Code::CONTENT, 0);
+        self.observers.retain(|observer| observer.token != *token);
+        let registers = observe == Some(0) && self.observers.len() < OBSERVERS_MAX;
+        if registers {
+            self.observers.retain(|observer| observer.device != device);
+            self.observers.push(Observer { device: device.to_owned(), token: token.clone(), format });
+            let age_max = u32::try_from(age_max.as_secs()).unwrap_or(u32::MAX);
+            response = response.with_uint(number::OBSERVE, self.next()).with_uint(number::MAX_AGE, age_max);
+        }
+        // What there is to do: the oldest order without an answer, or null.
+        let order = self.in_flight.iter().find(|order| order.device == device).map(|order| &order.order);
+        response.payload = encoded(order.unwrap_or(&Value::Null), format);
+        (response.with_uint(number::CONTENT_FORMAT, format), registers)
+    }
+
+    /// The notification that carries the command to its device.
+    pub(super) fn begin(&mut self, now: Instant, command: &Command) -> Result<(Message, Cargo), Failure> {
+        if self.in_flight.len() >= IN_FLIGHT_MAX {
+            return Err(Failure::Busy);
+        }
+        let Some(observer) = self.observers.iter().find(|observer| observer.device == command.device) else {
+            let why = format!("it does not observe /things/{}/commands", command.device);
+            return Err(Failure::Unsupported(why));
+        };
+        let order = order_value(command);
+        let (payload, token, format) = (encoded(&order, observer.format), observer.token.clone(), observer.format);
+        if payload.len() > SIZE_MAX {
+            let why = format!("an order of {} bytes, at most {SIZE_MAX}", payload.len());
+            return Err(Failure::Unsupported(why));
+        }
+        let mut message = Message::new(Kind::Confirmable, Code::CONTENT, 0)
+            .with_uint(number::OBSERVE, self.next())
+            .with_uint(number::CONTENT_FORMAT, format);
+        (message.token, message.payload) = (token.clone(), payload);
+        let (id, device, patience) = (command.id.clone(), command.device.clone(), command.patience);
+        let cargo = Cargo::Command { id: id.clone(), token };
+        self.in_flight.push(InFlight { id, device, order, until: now + patience, patience });
+        Ok((message, cargo))
+    }
+
+    /// The device's answer to an order. Says whether there was such an order.
+    pub(super) fn replied(&mut self, device: &str, id: &str, outcome: Outcome, out: &mut Outbox) -> bool {
+        let at = self.in_flight.iter().position(|order| order.id == id && order.device == device);
+        let order = at.map(|at| self.in_flight.remove(at));
+        order.map(|order| out.push(Output::Answer { id: order.id, outcome })).is_some()
+    }
+
+    /// The peer reset it or never acknowledged it: an observer that does not want or hear notifications is none.
+    pub(super) fn undelivered(&mut self, cargo: Cargo, out: &mut Outbox) {
+        let Cargo::Command { id, token } = cargo else { return };
+        self.observers.retain(|observer| observer.token != token);
+        if let Some(at) = self.in_flight.iter().position(|order| order.id == id) {
+            self.in_flight.remove(at);
+            out.push(Output::Answer { id, outcome: Err(Failure::Offline) });
+        }
+    }
+
+    /// Ends the orders whose time is over.
+    pub(super) fn expire(&mut self, now: Instant, out: &mut Outbox) {
+        self.in_flight.retain_mut(|order| {
+            let late = order.until <= now;
+            if late {
+                let id = std::mem::take(&mut order.id);
+                out.push(Output::Answer { id, outcome: Err(Failure::Silent(order.patience)) });
+            }
+            !late
+        });
+    }
+
+    /// Ends all: the peer is gone.
+    pub(super) fn abandon(&mut self, out: &mut Outbox) {
+        for order in self.in_flight.drain(..) {
+            out.push(Output::Answer { id: order.id, outcome: Err(Failure::Offline) });
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.in_flight.iter().map(|order| order.until).min()
+    }
+
+    fn next(&mut self) -> u32 {
+        self.sequence = (self.sequence + 1) & 0x00ff_ffff;
+        self.sequence
+    }
+}
+
+// === private ===
+
+fn order_value(command: &Command) -> Value {
+    let text = |text: &str| Value::Text(text.to_owned());
+    let mut fields = vec![("id", text(&command.id))];
+    match &command.order {
+        Order::Write(values) => fields.push(("write", Value::Object(values.iter().cloned().collect()))),
+        Order::Read(names) => fields.push(("read", Value::Array(names.iter().map(|name| text(name)).collect()))),
+        Order::Invoke { action, input } => fields.extend([("invoke", text(action)), ("input", input.clone())]),
+    }
+    Value::Object(fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+}
+
+fn encoded(value: &Value, format: u32) -> Bytes {
+    Bytes::from(if format == CBOR { payload::to_cbor(value) } else { payload::to_json(value) })
+}
