@@ -227,3 +227,108 @@ fn status_of(refusal: &Refusal) -> &'static str {
         Refusal::Limit(_) | Refusal::Unavailable(_) => "503 Service Unavailable",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::Identity;
+
+    #[allow(clippy::disallowed_methods, reason = "the session is handed a time and does not look at it")]
+    fn now() -> Instant {
+        Instant::now()
+    }
+
+    /// Feeds requests, answers each claim with `outcome`; what was sent and what else came out.
+    fn talk(requests: &str, outcome: &Result<Identity, Refusal>) -> (String, Vec<String>) {
+        let mut session = HttpFlvSession::new("*".into());
+        let (mut buffer, mut out) = (BytesMut::from(requests), Outbox::default());
+        let (mut sent, mut others) = (String::new(), Vec::new());
+        let fault = session.receive(now(), Input::Stream(&mut buffer), &mut out).err();
+        while let Some(output) = out.pop() {
+            match output {
+                Output::Send(bytes) => sent.push_str(std::str::from_utf8(&bytes).unwrap()),
+                Output::Admit { ticket, claim } => {
+                    others.push(format!("{claim:?}"));
+                    let input = Input::Admission { ticket, outcome: outcome.clone() };
+                    session.receive(now(), input, &mut out).unwrap();
+                    session.receive(now(), Input::Stream(&mut buffer), &mut out).unwrap();
+                }
+                Output::Watch { stream, container } => others.push(format!("watch {stream} {container:?}")),
+                Output::Close { reason } => others.push(format!("close {reason}")),
+                other => panic!("{other:?}"),
+            }
+        }
+        others.extend(fault.map(|fault| format!("fault {fault}")));
+        (sent, others)
+    }
+
+    #[allow(clippy::unnecessary_wraps, reason = "it is handed on as an outcome")]
+    fn yes() -> Result<Identity, Refusal> {
+        Ok(Identity::anonymous())
+    }
+
+    #[test]
+    fn old_and_new_versions_get_their_own_coding() {
+        let (sent, others) = talk("GET /live/x.flv HTTP/1.1\r\nHost: h\r\n\r\n", &yes());
+        assert!(sent.contains("Transfer-Encoding: chunked\r\n") && sent.contains("video/x-flv"), "{sent}");
+        assert_eq!(others[1], "watch live/x FlvChunked");
+        let (sent, others) = talk("GET /live/x.flv HTTP/1.0\r\n\r\n", &yes());
+        assert!(!sent.contains("Transfer-Encoding"), "{sent}");
+        assert_eq!(others[1], "watch live/x Flv");
+    }
+
+    #[test]
+    fn refusals_have_their_status_and_a_body_of_its_length() {
+        for (refusal, status) in [
+            (Refusal::Unauthorized, "401 Unauthorized"),
+            (Refusal::Forbidden("no".into()), "403 Forbidden"),
+            (Refusal::NotFound("live/x".into()), "404 Not Found"),
+            (Refusal::Limit("viewers".into()), "503 Service Unavailable"),
+        ] {
+            let (sent, _) = talk("GET /live/x.flv HTTP/1.1\r\nHost: h\r\n\r\n", &Err(refusal.clone()));
+            let (head, body) = sent.split_once("\r\n\r\n").unwrap();
+            assert!(head.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{head}");
+            assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())), "{sent}");
+            assert_eq!(body, format!("{refusal}\n"));
+            assert!(head.contains("Access-Control-Allow-Origin: *\r\n") && head.contains("Cache-Control: no-store"));
+        }
+    }
+
+    #[test]
+    fn what_is_answered_without_asking() {
+        for (request, status, says) in [
+            ("OPTIONS /live/x.flv HTTP/1.1\r\nHost: h\r\n\r\n", "204 No Content", "Access-Control-Allow-Methods: GET"),
+            ("DELETE /live/x.flv HTTP/1.1\r\nHost: h\r\n\r\n", "405 Method Not Allowed", "Allow: GET, HEAD, OPTIONS"),
+            ("GET /favicon.ico HTTP/1.1\r\nHost: h\r\n\r\n", "404 Not Found", "/APP/NAME.flv"),
+            ("GET /live/a%20b.flv HTTP/1.1\r\nHost: h\r\n\r\n", "404 Not Found", "/APP/NAME.flv"),
+            ("GET /live/%2e%2e/x.flv HTTP/1.1\r\nHost: h\r\n\r\n", "400 Bad Request", "target"),
+            ("GET / HTTP/3.0\r\n\r\n", "505 HTTP Version Not Supported", "HTTP/1.1"),
+        ] {
+            let (sent, others) = talk(request, &yes());
+            assert!(sent.starts_with(&format!("HTTP/1.1 {status}\r\n")) && sent.contains(says), "{request}: {sent}");
+            assert!(!others.iter().any(|other| other.starts_with("watch")), "{others:?}");
+        }
+        let many = format!("GET / HTTP/1.1\r\nHost: h\r\n{}\r\n", "A: b\r\n".repeat(64));
+        assert!(talk(&many, &yes()).0.starts_with("HTTP/1.1 431 "));
+    }
+
+    #[test]
+    fn a_connection_is_kept_for_the_next_request_but_not_for_ever() {
+        let head = "HEAD /live/x.flv?key=a%2Fb HTTP/1.1\r\nHost: h\r\n\r\n";
+        let (sent, others) = talk(&format!("{head}GET /live/x.flv HTTP/1.1\r\nHost: h\r\n\r\n"), &yes());
+        assert_eq!(sent.matches("HTTP/1.1 200 OK").count(), 2);
+        assert!(others[0].contains("a/b") && others[2].starts_with("watch"), "{others:?}");
+        let (sent, others) = talk(&"GET / HTTP/1.1\r\nHost: h\r\n\r\n".repeat(500), &yes());
+        assert_eq!(sent.matches("404").count() as u64, ANSWERS_MAX);
+        assert_eq!(others, ["close answered"]);
+    }
+
+    #[test]
+    fn a_chunked_body_gets_its_last_chunk() {
+        let mut session = HttpFlvSession::new("*".into());
+        session.state = State::Watching { chunked: true };
+        let mut out = Outbox::default();
+        session.receive(now(), Input::Ended { reason: "the source left" }, &mut out).unwrap();
+        assert!(matches!(out.pop(), Some(Output::Send(bytes)) if bytes[..] == b"0\r\n\r\n"[..]));
+    }
+}

@@ -284,3 +284,76 @@ fn refused(what: &'static str, command: &Command) -> ClientError {
     };
     ClientError::Refused { what, code: text("code"), description: text("description") }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rtmp::command::info;
+
+    fn publisher() -> Publisher {
+        let mut publisher = Publisher::new(Target::parse("rtmp://h/app/x").unwrap(), &[1; 32]);
+        let mut answer = BytesMut::from(&handshake::answer(&publisher.take()[1..], &[2; 32])[..]);
+        assert_eq!(publisher.receive(&mut answer), Ok(None));
+        assert!(answer.is_empty());
+        publisher
+    }
+
+    fn told(
+        publisher: &mut Publisher,
+        name: &str,
+        transaction: f64,
+        info: Value,
+    ) -> Result<Option<Event>, ClientError> {
+        let mut bytes = BytesMut::new();
+        Writer::new().command(name, transaction, &[Value::Null, info], 0, &mut bytes);
+        // The server keeps to 128-byte chunks.
+        publisher.receive(&mut bytes)
+    }
+
+    #[test]
+    fn urls() {
+        let target = |host: &str, port, app: &str, name: &str| {
+            Ok(Target { host: host.into(), port, app: app.into(), name: name.into() })
+        };
+        assert_eq!(Target::parse("rtmp://h/live/x"), target("h", 1935, "live", "x"));
+        assert_eq!(Target::parse("rtmp://h:1936/a/b/x?key=1"), target("h", 1936, "a/b", "x?key=1"));
+        assert_eq!(Target::parse("rtmp://[::1]:1936/live/x"), target("::1", 1936, "live", "x"));
+        assert_eq!(Target::parse("rtmp://[::1]/live/x").unwrap().tc_url(), "rtmp://[::1]/live");
+        for bad in ["http://h/a/b", "rtmp://h", "rtmp://h/a", "rtmp://h:x/a/b", "rtmp:///a/b", "rtmp://h/a/"] {
+            assert!(Target::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_chunk_size_is_said_first() {
+        let mut publisher = publisher();
+        let sent = publisher.take();
+        assert_eq!(sent[handshake::PACKET_LEN..][..16], [2, 0, 0, 0, 0, 0, 4, 1, 0, 0, 0, 0, 0, 1, 0, 0]);
+    }
+
+    #[test]
+    fn redirects_and_refusals() {
+        let redirect = Value::object([("ex", Value::object([("redirect", "rtmp://other/app".into())]))]);
+        let error = told(&mut publisher(), "_error", CONNECT, redirect).unwrap_err();
+        assert_eq!(error, ClientError::Redirected { to: "rtmp://other/app".into() });
+        let why = info("error", "NetConnection.Connect.Rejected", "go away");
+        let error = told(&mut publisher(), "_error", CONNECT, why).unwrap_err();
+        assert_eq!(error.to_string(), "the server refused connect: NetConnection.Connect.Rejected go away");
+        assert!(told(&mut publisher(), "_error", CONNECT, Value::Null).is_err());
+        assert_eq!(told(&mut publisher(), "_error", RELEASE_STREAM, Value::Null), Ok(None));
+    }
+
+    #[test]
+    fn another_message_stream_is_an_error() {
+        let mut publisher = publisher();
+        assert_eq!(told(&mut publisher, "_result", CONNECT, Value::Null), Ok(None));
+        assert_eq!(told(&mut publisher, "_result", CREATE_STREAM, 5.0.into()), Err(ClientError::MessageStream(5)));
+    }
+
+    #[test]
+    fn a_server_of_another_protocol() {
+        let mut publisher = Publisher::new(Target::parse("rtmp://h/app/x").unwrap(), &[1; 32]);
+        let mut bytes = BytesMut::from(&b"HTTP/1.1 400 Bad Request"[..]);
+        assert_eq!(publisher.receive(&mut bytes), Err(ClientError::Version(b'H')));
+    }
+}

@@ -96,7 +96,8 @@ impl Endpoint for RtmpEndpoint {
         Limits {
             // Payload is taken off the buffer as it comes: only C1 or C2 and chunk headers ever wait in it.
             frame_max: 16 * 1024,
-            silence_max: Some(Duration::from_secs(30)),
+            // A publisher's and a viewer's silence are the stream's to judge: viewers say nothing for minutes.
+            silence_max: None,
             admission_max: Duration::from_secs(10),
         }
     }

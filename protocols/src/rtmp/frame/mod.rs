@@ -293,3 +293,6 @@ impl Head {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,13 +8,13 @@ use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
 
-use super::command::{Command, Writer, event, info, user_control};
-use super::frame::{ChunkReader, Message, kind};
-use super::handshake;
-use super::publishing::Publishing;
 use crate::media::amf0::Value;
 use crate::media::mux::MESSAGE_STREAM;
 use crate::media::{Container, RTMP_CHUNK_SIZE, StreamName};
+use crate::rtmp::command::{Command, Writer, event, info, user_control};
+use crate::rtmp::frame::{ChunkReader, Message, kind};
+use crate::rtmp::handshake;
+use crate::rtmp::publishing::Publishing;
 use crate::session::{Claim, Fault, Input, Outbox, Output, Refusal, Session, Ticket};
 
 /// What we allow the peer to send before it must wait for our acknowledgement, and it us: the customary 2.5 MB.
@@ -24,7 +24,7 @@ const WINDOW: u32 = 2_500_000;
 const WINDOW_MIN: u32 = 512;
 
 #[derive(Debug)]
-pub(super) struct RtmpSession {
+pub(in crate::rtmp) struct RtmpSession {
     phase: Phase,
     seed: [u8; 32],
     reader: ChunkReader,
@@ -98,7 +98,7 @@ impl Session for RtmpSession {
 }
 
 impl RtmpSession {
-    pub(super) fn new(seed: [u8; 32], message_max: usize) -> Self {
+    pub(in crate::rtmp) fn new(seed: [u8; 32], message_max: usize) -> Self {
         Self {
             phase: Phase::Hello,
             seed,
@@ -405,3 +405,6 @@ fn key_of(query: &str) -> Option<String> {
 fn shown(name: &str) -> &str {
     name.char_indices().nth(40).and_then(|(end, _)| name.get(..end)).unwrap_or(name)
 }
+
+#[cfg(test)]
+mod tests;
