@@ -160,6 +160,8 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attached {
     pub session_present: bool,
+    /// How long the session is kept after the connection ends: what was asked, or the exchange's limit.
+    pub expiry: Duration,
     /// Packet ids of QoS 2 publications that the client published on an earlier connection and has not released.
     pub unreleased: Vec<u16>,
 }

@@ -13,6 +13,7 @@ mod coap;
 pub mod exchange;
 pub mod http_flv;
 pub mod media;
+pub mod mqtt;
 pub mod payload;
 mod raw;
 pub mod rtmp;
@@ -24,7 +25,7 @@ pub use session::{
 };
 
 /// Every protocol the gateway speaks, in the order in which sniffing asks them.
-pub static PROTOCOLS: &[&dyn Protocol] = &[&rtmp::ROW, &http_flv::ROW, &coap::ROW, &raw::ROW];
+pub static PROTOCOLS: &[&dyn Protocol] = &[&mqtt::ROW, &rtmp::ROW, &http_flv::ROW, &coap::ROW, &raw::ROW];
 
 /// The row with this name.
 pub fn protocol(name: &str) -> Option<&'static dyn Protocol> {
