@@ -383,7 +383,8 @@ fn fault_then_frame(
     if good.faults().count() == good_before {
         let context = format!("{} {}: frame {} after a fault: {}", row.name(), capture.name, wrong + 1, spoiled.text());
         assert_eq!(spoiled.faults().count(), spoiled_before, "{context}");
-        assert!(spoiled.closed.is_none() && spoiled.buffer.is_empty(), "{context}");
+        // The good frame may itself be the goodbye.
+        assert!((spoiled.closed.is_none() || good.closed.is_some()) && spoiled.buffer.is_empty(), "{context}");
     }
     true
 }

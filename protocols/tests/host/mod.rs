@@ -226,8 +226,8 @@ impl Host {
 
 fn exchange(request: Request) -> Option<Input<'static>> {
     Some(match request {
-        Request::Attach { ticket, .. } => {
-            let outcome = Ok(Attached { session_present: false, unreleased: Vec::new() });
+        Request::Attach { ticket, expiry, .. } => {
+            let outcome = Ok(Attached { session_present: false, expiry, unreleased: Vec::new() });
             Input::Exchange(ExchangeEvent::Attached { ticket, outcome })
         }
         Request::Subscribe { ticket, subscriptions } => {

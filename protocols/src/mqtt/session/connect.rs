@@ -19,7 +19,7 @@ const OUR_ALIASES_MAX: u16 = 32;
 impl MqttSession {
     pub(super) fn connect(&mut self, mut connect: Box<Connect>, out: &mut Outbox) -> Result<(), Fault> {
         if !matches!(self.state, State::New) {
-            return Err(self.broken(Reason::PROTOCOL_ERROR, "second CONNECT", out));
+            return self.broken(Reason::PROTOCOL_ERROR, "second CONNECT", out);
         }
         self.version = connect.version;
         self.state = State::Over;

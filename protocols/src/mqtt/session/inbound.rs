@@ -9,7 +9,7 @@ use super::super::frame::{
 };
 use super::super::topic;
 use super::outbound::reason_of;
-use super::{Filing, MqttSession, Owed, Spoken, State, Taken, ask};
+use super::{Ending, Filing, MqttSession, Owed, Spoken, State, Taken, ask};
 use crate::exchange::{Properties, Publication, Qos, Request, Subscription};
 use crate::session::{Fault, Outbox, Output, Refusal, Session as _, Ticket};
 
@@ -21,7 +21,7 @@ const FILING_MAX: usize = 64;
 const UNRELEASED_MAX: usize = 4096;
 
 impl MqttSession {
-    pub(super) fn packet(&mut self, now: Instant, packet: Packet, out: &mut Outbox) -> Result<(), Fault> {
+    pub(super) fn packet(&mut self, packet: Packet, out: &mut Outbox) -> Result<(), Fault> {
         if matches!(self.state, State::New) && !matches!(packet, Packet::Connect(_)) {
             self.state = State::Over;
             return Err(Fault::fatal("first packet is not CONNECT").at(0));
@@ -38,6 +38,7 @@ impl MqttSession {
                 Ok(())
             }
             Packet::PubRec(ack) => {
+                self.releasing += 1;
                 ask(Request::Received { delivery: ack.packet_id }, out);
                 Ok(())
             }
@@ -55,21 +56,24 @@ impl MqttSession {
                 self.send(&Packet::PingResp, out);
                 Ok(())
             }
-            Packet::Disconnect(goodbye) => self.disconnect(goodbye, out),
-            Packet::Auth(_) => Err(self.broken(Reason::PROTOCOL_ERROR, "AUTH without extended authentication", out)),
+            Packet::Disconnect(goodbye) => self.end(Ending::Disconnect(goodbye), out),
+            Packet::Auth(_) => self.broken(Reason::PROTOCOL_ERROR, "AUTH without extended authentication", out),
             // The codec lets nothing else through from a client.
-            _ => Err(self.broken(Reason::PROTOCOL_ERROR, format!("unexpected packet at {now:?}"), out)),
+            _ => self.broken(Reason::PROTOCOL_ERROR, "unexpected packet", out),
         }
     }
 
     fn publish(&mut self, publish: Publish, out: &mut Outbox) -> Result<(), Fault> {
-        let topic = self.unalias(&publish, out)?;
+        let topic = match self.unalias(&publish) {
+            Ok(topic) => topic,
+            Err((reason, what)) => return self.broken(reason, what, out),
+        };
         let exactly_once = publish.qos == Qos::ExactlyOnce;
         if exactly_once && self.repeated(&publish, out) {
             return Ok(());
         }
         if publish.qos != Qos::AtMostOnce && self.is_window_full() {
-            return Err(self.broken(Reason::RECEIVE_MAX_EXCEEDED, "more publications in flight than agreed", out));
+            return self.broken(Reason::RECEIVE_MAX_EXCEEDED, "more publications in flight than agreed", out);
         }
         let topic = if self.scopes() { Arc::from(&*inward(&topic, &self.own)) } else { topic };
         let heard = match self.hear(&topic, &publish.payload) {
@@ -85,7 +89,8 @@ impl MqttSession {
         }
         let ticket = (publish.qos != Qos::AtMostOnce).then(|| self.ticket());
         if let Some(ticket) = ticket {
-            self.owed.push_back(Owed { ticket, packet_id: publish.packet_id, exactly_once, outcome: None });
+            let packet_id = publish.packet_id;
+            self.owed.push_back(Owed { ticket, packet_id, exactly_once, outcome: None, again: 0, said: false });
         }
         let packet_id = exactly_once.then_some(publish.packet_id);
         if let Some(packet_id) = packet_id {
@@ -114,12 +119,12 @@ impl MqttSession {
         once + twice >= window
     }
 
-    fn unalias(&mut self, publish: &Publish, out: &mut Outbox) -> Result<Arc<str>, Fault> {
+    fn unalias(&mut self, publish: &Publish) -> Result<Arc<str>, (Reason, String)> {
         let Some(alias) = publish.properties.as_ref().and_then(|set| set.topic_alias) else {
             return Ok(Arc::clone(&publish.topic));
         };
         if alias == 0 || alias > self.settings.topic_alias_max {
-            return Err(self.broken(Reason::TOPIC_ALIAS_INVALID, format!("topic alias {alias}"), out));
+            return Err((Reason::TOPIC_ALIAS_INVALID, format!("topic alias {alias}")));
         }
         let aliases = self.aliases.get_or_insert_default();
         let index = usize::from(alias) - 1;
@@ -135,7 +140,7 @@ impl MqttSession {
         }
         match slot.and_then(|slot| slot.clone()) {
             Some(topic) => Ok(topic),
-            None => Err(self.broken(Reason::PROTOCOL_ERROR, format!("topic alias {alias} was never set"), out)),
+            None => Err((Reason::PROTOCOL_ERROR, format!("topic alias {alias} was never set"))),
         }
     }
 
@@ -147,8 +152,9 @@ impl MqttSession {
             Some(Taken::Earlier) if publish.dup => {}
             _ => return false,
         }
-        if !self.owed.iter().any(|owed| owed.exactly_once && owed.packet_id == packet_id) {
-            self.send(&Packet::PubRec(Ack { packet_id, reason: Reason::SUCCESS, properties: None }), out);
+        match self.owed.iter_mut().find(|owed| owed.exactly_once && owed.packet_id == packet_id) {
+            Some(owed) => owed.again = owed.again.saturating_add(1),
+            None => self.send(&Packet::PubRec(Ack { packet_id, reason: Reason::SUCCESS, properties: None }), out),
         }
         true
     }
@@ -161,9 +167,11 @@ impl MqttSession {
         }
         let ticket = self.ticket();
         let exactly_once = publish.qos == Qos::ExactlyOnce;
-        let outcome = Some(Err(Refusal::Invalid(why)));
-        self.owed.push_back(Owed { ticket, packet_id: publish.packet_id, exactly_once, outcome });
-        self.drain(out)
+        let outcome = Some(Err(Refusal::Invalid(why.clone())));
+        let packet_id = publish.packet_id;
+        self.owed.push_back(Owed { ticket, packet_id, exactly_once, outcome, again: 0, said: true });
+        self.drain(out)?;
+        Err(Fault::recoverable(why))
     }
 
     fn pub_rel(&mut self, packet_id: u16, out: &mut Outbox) {
@@ -196,7 +204,7 @@ impl MqttSession {
                 identifier,
             });
         }
-        let ticket = self.file(subscribe.packet_id, known, out)?;
+        let Some(ticket) = self.file(subscribe.packet_id, known) else { return self.unfiled(out) };
         ask(Request::Subscribe { ticket, subscriptions }, out);
         Ok(())
     }
@@ -213,24 +221,28 @@ impl MqttSession {
                 filters.push(scoped(filter));
             }
         }
-        let ticket = self.file(unsubscribe.packet_id, known, out)?;
+        let Some(ticket) = self.file(unsubscribe.packet_id, known) else { return self.unfiled(out) };
         ask(Request::Unsubscribe { ticket, filters }, out);
         Ok(())
     }
 
-    fn file(&mut self, packet_id: u16, known: Vec<Option<Reason>>, out: &mut Outbox) -> Result<Ticket, Fault> {
+    fn file(&mut self, packet_id: u16, known: Vec<Option<Reason>>) -> Option<Ticket> {
         if self.filing.len() >= FILING_MAX {
-            return Err(self.broken(Reason::QUOTA_EXCEEDED, "too many subscribe packets at a time", out));
+            return None;
         }
         let ticket = self.ticket();
         self.filing.push_back(Filing { ticket, packet_id, known });
-        Ok(ticket)
+        Some(ticket)
     }
 
-    fn disconnect(&mut self, goodbye: Goodbye, out: &mut Outbox) -> Result<(), Fault> {
+    fn unfiled(&mut self, out: &mut Outbox) -> Result<(), Fault> {
+        self.broken(Reason::QUOTA_EXCEEDED, "too many subscribe packets at a time", out)
+    }
+
+    pub(super) fn disconnect(&mut self, goodbye: &Goodbye, out: &mut Outbox) -> Result<(), Fault> {
         let expiry = goodbye.properties.as_ref().and_then(|set| set.session_expiry);
         if expiry.is_some_and(|seconds| seconds > 0) && !self.session_expiry_asked {
-            return Err(self.broken(Reason::PROTOCOL_ERROR, "DISCONNECT revives a session expiry of 0", out));
+            return self.broken(Reason::PROTOCOL_ERROR, "DISCONNECT revives a session expiry of 0", out);
         }
         let publish_will = goodbye.reason == Reason::DISCONNECT_WITH_WILL || goodbye.reason.is_error();
         self.state = State::Over;
@@ -254,17 +266,17 @@ impl MqttSession {
         if let Some(owed) = self.owed.iter_mut().find(|owed| owed.ticket == ticket) {
             owed.outcome = Some(outcome);
         }
-        self.drain(out)
+        self.drain(out)?;
+        self.end_if_due(out)
     }
 
+    /// Sends the acknowledgements that are due. A refusal comes out as a recoverable fault, once.
     fn drain(&mut self, out: &mut Outbox) -> Result<(), Fault> {
         let mut fault = None;
         while self.owed.front().is_some_and(|owed| owed.outcome.is_some()) {
-            let Some(Owed { packet_id, exactly_once, outcome: Some(outcome), .. }) = self.owed.pop_front() else {
-                break;
-            };
+            let Some(owed) = self.owed.pop_front() else { break };
             let (mut reason, mut properties) = (Reason::SUCCESS, None);
-            if let Err(refusal) = outcome {
+            if let Some(Err(refusal)) = owed.outcome {
                 let passing = matches!(refusal, Refusal::Unavailable(_) | Refusal::Limit(_));
                 if passing && self.version < Version::V5 {
                     // No acknowledgement and no connection: the client keeps the message and sends it again.
@@ -273,13 +285,18 @@ impl MqttSession {
                 }
                 reason = reason_of(&refusal);
                 properties = self.because(&refusal.to_string());
-                if exactly_once && reason.is_error() {
-                    self.unreleased.remove(&packet_id);
+                if owed.exactly_once {
+                    self.unreleased.remove(&owed.packet_id);
                 }
-                fault = Some(Fault::recoverable(format!("publication refused: {refusal}")));
+                if !owed.said {
+                    fault = Some(Fault::recoverable(format!("publication refused: {refusal}")));
+                }
             }
-            let ack = Ack { packet_id, reason, properties };
-            self.send(&if exactly_once { Packet::PubRec(ack) } else { Packet::PubAck(ack) }, out);
+            let ack = Ack { packet_id: owed.packet_id, reason, properties };
+            let packet = if owed.exactly_once { Packet::PubRec(ack) } else { Packet::PubAck(ack) };
+            for _ in 0..=owed.again {
+                self.send(&packet, out);
+            }
         }
         fault.map_or(Ok(()), Err)
     }

@@ -12,6 +12,7 @@ mod outbound;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
@@ -42,8 +43,13 @@ pub struct MqttSession {
     tickets: u64,
     /// Publications whose acknowledgement is owed, in their order.
     owed: VecDeque<Owed>,
+    /// The talk ends as soon as nothing is owed: what came before the end gets its acknowledgement, wherever the bytes
+    /// were cut.
+    ending: Option<Box<Ending>>,
     /// Filters in the exchange's hands.
     filing: VecDeque<Filing>,
+    /// PUBRECs of the client whose PUBREL the exchange has yet to order.
+    releasing: u32,
     /// QoS 2 packet ids taken and not released.
     unreleased: BTreeMap<u16, Taken>,
     /// Bytes of a packet the client takes.
@@ -70,6 +76,17 @@ struct Owed {
     packet_id: u16,
     exactly_once: bool,
     outcome: Option<Result<(), Refusal>>,
+    /// Repetitions that came meanwhile; each gets its acknowledgement too.
+    again: u8,
+    /// The refusal was returned as a fault already.
+    said: bool,
+}
+
+/// Why the talk ends.
+enum Ending {
+    Malformed(Malformed),
+    Broken(Reason, Cow<'static, str>),
+    Disconnect(Goodbye),
 }
 
 /// A SUBSCRIBE or UNSUBSCRIBE that waits for the exchange.
@@ -121,7 +138,9 @@ impl MqttSession {
             heard: None,
             tickets: 0,
             owed: VecDeque::new(),
+            ending: None,
             filing: VecDeque::new(),
+            releasing: 0,
             unreleased: BTreeMap::new(),
             packet_max: usize::MAX,
             session_expiry_asked: false,
@@ -149,31 +168,55 @@ impl MqttSession {
             match read {
                 Ok(Some(packet)) => {
                     self.heard = Some(now);
-                    self.packet(now, packet, out)?;
+                    self.packet(packet, out)?;
                 }
                 Ok(None) => break,
-                Err(malformed) => return Err(self.malformed(&malformed, out)),
+                Err(malformed) => return self.end(Ending::Malformed(malformed), out),
             }
         }
         Ok(())
     }
 
-    /// Tells the client why (as far as its version can) and ends the talk.
-    fn malformed(&mut self, malformed: &Malformed, out: &mut Outbox) -> Fault {
-        if matches!(self.state, State::New) {
-            Self::refuse_unread(malformed.reason, out);
-        } else {
-            self.goodbye(malformed.reason, None, out);
-        }
-        self.state = State::Over;
-        Fault::from(malformed)
+    /// Whether the exchange or the disk still has something to say about what came in.
+    fn is_waiting(&self) -> bool {
+        !self.owed.is_empty() || !self.filing.is_empty() || self.releasing > 0
     }
 
-    /// A protocol error that no single packet shows.
-    fn broken(&mut self, reason: Reason, what: impl Into<std::borrow::Cow<'static, str>>, out: &mut Outbox) -> Fault {
-        self.goodbye(reason, None, out);
+    /// Ends the talk if an end is due and nothing stands before it.
+    fn end_if_due(&mut self, out: &mut Outbox) -> Result<(), Fault> {
+        if self.is_waiting() {
+            return Ok(());
+        }
+        self.ending.take().map_or(Ok(()), |ending| self.end(*ending, out))
+    }
+
+    /// Ends the talk, now or as soon as nothing is owed.
+    fn end(&mut self, ending: Ending, out: &mut Outbox) -> Result<(), Fault> {
+        if self.is_waiting() {
+            self.ending = Some(Box::new(ending));
+            return Ok(());
+        }
+        let fault = match ending {
+            Ending::Disconnect(goodbye) => return self.disconnect(&goodbye, out),
+            Ending::Broken(reason, what) => {
+                self.goodbye(reason, None, out);
+                Fault::fatal(what)
+            }
+            Ending::Malformed(malformed) => {
+                if matches!(self.state, State::New) {
+                    Self::refuse_unread(malformed.reason, out);
+                }
+                self.goodbye(malformed.reason, None, out);
+                Fault::from(&malformed)
+            }
+        };
         self.state = State::Over;
-        Fault::fatal(what)
+        Err(fault)
+    }
+
+    /// The client broke the rules in a way that no single packet shows.
+    fn broken(&mut self, reason: Reason, what: impl Into<Cow<'static, str>>, out: &mut Outbox) -> Result<(), Fault> {
+        self.end(Ending::Broken(reason, what.into()), out)
     }
 
     /// DISCONNECT from the server, which only MQTT 5 has.
@@ -206,16 +249,16 @@ impl MqttSession {
             Event::Attached { outcome, .. } => self.attached(now, outcome, out),
             Event::Subscribed { ticket, outcomes } => {
                 self.subscribed(ticket, outcomes, out);
-                Ok(())
+                self.end_if_due(out)
             }
             Event::Unsubscribed { ticket, outcomes } => {
                 self.unsubscribed(ticket, &outcomes, out);
-                Ok(())
+                self.end_if_due(out)
             }
             Event::Deliver(delivery) => self.deliver(delivery, out),
             Event::Release { delivery, known } => {
                 self.release(delivery, known, out);
-                Ok(())
+                self.end_if_due(out)
             }
             Event::Commanded { ticket, outcome } => {
                 self.commanded(now, ticket, outcome, out);
@@ -272,6 +315,7 @@ impl Session for MqttSession {
 
     fn paused(&self) -> bool {
         match self.state {
+            _ if self.ending.is_some() => true,
             State::Admitting(_) | State::Attaching(_) => true,
             // An MQTT 5 client was told the limit, so going past it is its fault and is judged as such.
             State::Up if self.version < Version::V5 => self.owed.len() >= usize::from(self.settings.receive_max),

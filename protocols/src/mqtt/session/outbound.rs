@@ -79,7 +79,9 @@ impl MqttSession {
         Some(next)
     }
 
-    pub(super) fn release(&self, delivery: u16, known: bool, out: &mut Outbox) {
+    pub(super) fn release(&mut self, delivery: u16, known: bool, out: &mut Outbox) {
+        // A resumed session gets PUBRELs that nobody asked for on this connection.
+        self.releasing = self.releasing.saturating_sub(1);
         let reason = if known { Reason::SUCCESS } else { Reason::PACKET_ID_NOT_FOUND };
         self.send(&Packet::PubRel(Ack { packet_id: delivery, reason, properties: None }), out);
     }
