@@ -1,0 +1,548 @@
+//! Messages over a wire that drops, doubles, reorders and damages: each arrives once, in order.
+//!
+//! A [`Link`] is one end; both ends are alike. It numbers what it sends, keeps up to `window` messages unacknowledged,
+//! repeats each with growing patience, and acknowledges what it gets; the receiver holds what came too early. No clock and
+//! no wire: bytes and times go in, [`Event`]s come out through [`Link::poll`].
+//!
+//! Restarts: a sender numbers under a session of its own choice, new at each start, and every packet says the oldest
+//! number still unacknowledged. A receiver that has just started begins there. So a restart of either end loses nothing;
+//! what was delivered but not yet acknowledged when the receiver went down is delivered again to its next life.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use prost::Message as _;
+
+use crate::frame::{self, Decoder, PACKET_MAX};
+use crate::message::{Ack, Data, Packet, packet::Kind};
+
+/// The most messages in flight: a microcontroller must hold as many that came too early.
+pub const WINDOW_MAX: u32 = 8;
+/// Bytes of one message: a packet less its envelope (session, two numbers, tags and lengths: at most 28 bytes).
+pub const MESSAGE_MAX: usize = PACKET_MAX - 32;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Config {
+    /// Messages sent before the first must be acknowledged, 1 to [`WINDOW_MAX`] (held to that).
+    pub window: u32,
+    /// Patience before the first repetition; doubles each time.
+    pub patience: Duration,
+    /// Where the doubling ends.
+    pub patience_max: Duration,
+    /// Repetitions of one message before the link is given up.
+    pub repeats_max: u32,
+}
+
+impl Default for Config {
+    /// For a serial line: patience above the time a full window takes at 115,200 bit/s; gives up after about 40 s.
+    fn default() -> Self {
+        let (patience, patience_max) = (Duration::from_millis(800), Duration::from_secs(5));
+        Self { window: WINDOW_MAX, patience, patience_max, repeats_max: 9 }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Bytes for the wire: one frame.
+    Send(Vec<u8>),
+    /// The peer's next message.
+    Message(Bytes),
+    /// The peer has started anew (not told for the first session seen).
+    PeerRestarted,
+    /// A message was repeated `repeats_max` times in vain. [`Link::into_unacknowledged`] has what is not known to have
+    /// arrived.
+    Broken,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    #[error("{0} messages wait for their acknowledgement, which is the most")]
+    Full(u32),
+    #[error("a message of {0} bytes; the most is {MESSAGE_MAX}")]
+    TooLong(usize),
+    #[error("the link was given up: the peer acknowledges nothing")]
+    Broken,
+}
+
+/// What the link did and turned away, since its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    pub sent: u64,
+    pub repeated: u64,
+    pub delivered: u64,
+    /// Messages that had come before.
+    pub duplicates: u64,
+    /// Frames with a wrong checksum, COBS code or length.
+    pub damaged: u64,
+    /// Whole packets that make no sense here: unknown kind, number beyond the window, an earlier session's.
+    pub foreign: u64,
+}
+
+/// One end of a link.
+#[derive(Debug)]
+pub struct Link {
+    config: Config,
+    decoder: Decoder,
+    events: VecDeque<Event>,
+    counters: Counters,
+    broken: bool,
+    // As a sender.
+    session: u32,
+    next: u32,
+    /// Unacknowledged, oldest first, numbers without a hole; at most `window`.
+    waiting: VecDeque<Waiting>,
+    // As a receiver.
+    peer: Option<Peer>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    sequence: u32,
+    payload: Bytes,
+    due: Instant,
+    repeats: u32,
+}
+
+#[derive(Debug)]
+struct Peer {
+    session: u32,
+    /// Packets of it may still be under way; they are not a new start.
+    session_before: Option<u32>,
+    expected: u32,
+    /// What came too early: index 0 is `expected`. At most `WINDOW_MAX`.
+    early: VecDeque<Option<Bytes>>,
+}
+
+// === impl Link ===
+
+impl Link {
+    /// `session`: another number at each start of this end (random, or a boot counter).
+    pub fn new(config: Config, session: u32) -> Self {
+        let config = Config { window: config.window.clamp(1, WINDOW_MAX), ..config };
+        Self {
+            config,
+            decoder: Decoder::new(),
+            events: VecDeque::new(),
+            counters: Counters::default(),
+            broken: false,
+            session,
+            next: 0,
+            waiting: VecDeque::new(),
+            peer: None,
+        }
+    }
+
+    /// Sends a message, or says why it cannot now.
+    pub fn send(&mut self, now: Instant, payload: Bytes) -> Result<(), LinkError> {
+        if self.broken {
+            return Err(LinkError::Broken);
+        }
+        if payload.len() > MESSAGE_MAX {
+            return Err(LinkError::TooLong(payload.len()));
+        }
+        if !self.can_send() {
+            return Err(LinkError::Full(self.config.window));
+        }
+        let sequence = self.next;
+        self.next = self.next.wrapping_add(1);
+        self.waiting.push_back(Waiting {
+            sequence,
+            payload: payload.clone(),
+            due: now + self.config.patience,
+            repeats: 0,
+        });
+        self.counters.sent += 1;
+        self.emit_data(sequence, payload);
+        Ok(())
+    }
+
+    pub fn can_send(&self) -> bool {
+        !self.broken && self.waiting.len() < self.config.window as usize
+    }
+
+    /// Takes bytes off the wire. Poll until empty before the next call: events are no more than the bytes can hold.
+    pub fn receive(&mut self, now: Instant, mut bytes: &[u8]) {
+        while let Some(frame) = self.decoder.next(&mut bytes) {
+            let Ok(packet) = frame else {
+                self.counters.damaged += 1;
+                continue;
+            };
+            match Packet::decode(packet.as_slice()) {
+                Ok(Packet { session, kind: Some(Kind::Data(data)) }) => self.take(session, data),
+                Ok(Packet { session, kind: Some(Kind::Ack(ack)) }) => self.acknowledged(now, session, ack.next),
+                _ => self.counters.foreign += 1,
+            }
+        }
+    }
+
+    /// Repeats what is due. Call when [`deadline`](Self::deadline) has passed.
+    pub fn tick(&mut self, now: Instant) {
+        if self.broken {
+            return;
+        }
+        let mut again = Vec::new();
+        for waiting in &mut self.waiting {
+            if waiting.due > now {
+                continue;
+            }
+            if waiting.repeats >= self.config.repeats_max {
+                self.broken = true;
+                self.events.push_back(Event::Broken);
+                return;
+            }
+            waiting.repeats += 1;
+            let patience = self.config.patience.saturating_mul(1 << waiting.repeats.min(16));
+            waiting.due = now + patience.min(self.config.patience_max);
+            again.push((waiting.sequence, waiting.payload.clone()));
+        }
+        for (sequence, payload) in again {
+            self.counters.repeated += 1;
+            self.emit_data(sequence, payload);
+        }
+    }
+
+    /// When the next repetition is due.
+    pub fn deadline(&self) -> Option<Instant> {
+        if self.broken { None } else { self.waiting.iter().map(|waiting| waiting.due).min() }
+    }
+
+    pub fn poll(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The messages not known to have arrived, oldest first: for the next link.
+    pub fn into_unacknowledged(self) -> Vec<Bytes> {
+        self.waiting.into_iter().map(|waiting| waiting.payload).collect()
+    }
+
+    fn emit_data(&mut self, sequence: u32, payload: Bytes) {
+        let oldest = self.waiting.front().map_or(sequence, |waiting| waiting.sequence);
+        let data = Data { sequence, oldest, payload: payload.into() };
+        self.emit(Packet { session: self.session, kind: Some(Kind::Data(data)) });
+    }
+
+    fn emit(&mut self, packet: Packet) {
+        let mut frame = Vec::with_capacity(packet.encoded_len() + 16);
+        // Payloads are held to MESSAGE_MAX, so every packet fits its frame.
+        if frame::encode(&packet.encode_to_vec(), &mut frame).is_ok() {
+            self.events.push_back(Event::Send(frame));
+        }
+    }
+
+    fn acknowledged(&mut self, now: Instant, session: u32, next: u32) {
+        let Some(oldest) = self.waiting.front().map(|waiting| waiting.sequence) else { return };
+        let count = next.wrapping_sub(oldest) as usize;
+        if session != self.session || count > self.waiting.len() {
+            // An old acknowledgement that was overtaken looks the same: it is harmless.
+            self.counters.foreign += 1;
+            return;
+        }
+        self.waiting.drain(..count);
+        // The wire carries something: what waits gets its patience afresh.
+        if count > 0 {
+            for waiting in &mut self.waiting {
+                waiting.repeats = 0;
+                waiting.due = waiting.due.min(now + self.config.patience);
+            }
+        }
+    }
+
+    fn take(&mut self, session: u32, data: Data) {
+        let peer = match &mut self.peer {
+            Some(peer) if peer.session == session => peer,
+            Some(peer) if peer.session_before == Some(session) => {
+                self.counters.foreign += 1;
+                return;
+            }
+            known => {
+                let session_before = known.as_ref().map(|peer| peer.session);
+                if session_before.is_some() {
+                    self.events.push_back(Event::PeerRestarted);
+                }
+                known.insert(Peer { session, session_before, expected: data.oldest, early: VecDeque::new() })
+            }
+        };
+        peer.catch_up(data.oldest);
+        let ahead = data.sequence.wrapping_sub(peer.expected);
+        if ahead > u32::MAX / 2 {
+            self.counters.duplicates += 1;
+        } else if ahead >= WINDOW_MAX {
+            self.counters.foreign += 1;
+            return;
+        } else {
+            let fresh = peer.hold(ahead as usize, data.payload.into());
+            self.counters.duplicates += u64::from(!fresh);
+        }
+        while let Some(Some(_)) = peer.early.front() {
+            if let Some(Some(payload)) = peer.early.pop_front() {
+                peer.expected = peer.expected.wrapping_add(1);
+                self.counters.delivered += 1;
+                self.events.push_back(Event::Message(payload));
+            }
+        }
+        let ack = Ack { next: peer.expected };
+        self.emit(Packet { session, kind: Some(Kind::Ack(ack)) });
+    }
+}
+
+// === impl Peer ===
+
+impl Peer {
+    /// The sender has acknowledgements for everything before `oldest`: this end gave them, now or in an earlier life.
+    fn catch_up(&mut self, oldest: u32) {
+        let behind = oldest.wrapping_sub(self.expected);
+        if (1..=u32::MAX / 2).contains(&behind) {
+            self.early.drain(..self.early.len().min(behind as usize));
+            self.expected = oldest;
+        }
+    }
+
+    /// Whether the message was not held yet.
+    fn hold(&mut self, ahead: usize, payload: Bytes) -> bool {
+        while self.early.len() <= ahead {
+            self.early.push_back(None);
+        }
+        match self.early.get_mut(ahead) {
+            Some(slot @ None) => {
+                *slot = Some(payload);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const EVERYTHING: Config = Config {
+        window: WINDOW_MAX,
+        patience: Duration::from_millis(100),
+        patience_max: Duration::from_millis(400),
+        repeats_max: 1000,
+    };
+
+    #[allow(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
+    fn zero() -> Instant {
+        Instant::now()
+    }
+
+    /// A small generator, so that proptest shrinks one seed.
+    struct Dice(u64);
+
+    impl Dice {
+        fn roll(&mut self, sides: u64) -> u64 {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) % sides
+        }
+    }
+
+    /// Two links and what is under way between them, in virtual time.
+    struct Wire {
+        now: Instant,
+        ends: [Link; 2],
+        to_send: [VecDeque<Bytes>; 2],
+        got: [Vec<Bytes>; 2],
+        under_way: Vec<(Instant, usize, Vec<u8>)>,
+        dice: Dice,
+        /// In 16 frames, how many are dropped, doubled, damaged, and delayed.
+        faults: [u64; 4],
+    }
+
+    impl Wire {
+        fn new(config: Config, seed: u64, faults: [u64; 4], counts: [u8; 2]) -> Self {
+            let message = |end: u8| move |n: u8| Bytes::from(vec![end, n, 0, n]);
+            Self {
+                now: zero(),
+                ends: [Link::new(config, 7), Link::new(config, 8)],
+                to_send: [(0..counts[0]).map(message(0)).collect(), (0..counts[1]).map(message(1)).collect()],
+                got: [Vec::new(), Vec::new()],
+                under_way: Vec::new(),
+                dice: Dice(seed),
+                faults,
+            }
+        }
+
+        /// Lets time pass until nothing is to do, or for so many steps.
+        fn run(&mut self, steps: usize) -> bool {
+            for _ in 0..steps {
+                for end in 0..2 {
+                    while self.ends[end].can_send() {
+                        let Some(message) = self.to_send[end].pop_front() else { break };
+                        self.ends[end].send(self.now, message).unwrap();
+                    }
+                    self.collect(end);
+                }
+                let deadlines = self.ends.iter().filter_map(Link::deadline);
+                let Some(next) = self.under_way.iter().map(|(at, ..)| *at).chain(deadlines).min() else { return true };
+                self.now = self.now.max(next);
+                let arrived = self.under_way.iter().position(|(at, ..)| *at <= self.now);
+                if let Some((_, end, bytes)) = arrived.map(|index| self.under_way.swap_remove(index)) {
+                    self.ends[end].receive(self.now, &bytes);
+                    self.collect(end);
+                }
+                for end in 0..2 {
+                    self.ends[end].tick(self.now);
+                    self.collect(end);
+                }
+            }
+            false
+        }
+
+        fn collect(&mut self, end: usize) {
+            while let Some(event) = self.ends[end].poll() {
+                match event {
+                    Event::Send(frame) => self.throw(1 - end, &frame),
+                    Event::Message(message) => self.got[end].push(message),
+                    Event::PeerRestarted => {}
+                    Event::Broken => panic!("broken"),
+                }
+            }
+        }
+
+        fn throw(&mut self, end: usize, frame: &[u8]) {
+            let [drop, double, damage, delay] = self.faults;
+            let copies = if self.dice.roll(16) < double { 2 } else { 1 };
+            for _ in 0..copies {
+                if self.dice.roll(16) < drop {
+                    continue;
+                }
+                let mut frame = frame.to_vec();
+                if self.dice.roll(16) < damage {
+                    let at = self.dice.roll(frame.len() as u64) as usize;
+                    frame[at] ^= 1 << self.dice.roll(8);
+                }
+                let late = if self.dice.roll(16) < delay { self.dice.roll(250) } else { 1 };
+                self.under_way.push((self.now + Duration::from_millis(late), end, frame));
+            }
+        }
+    }
+
+    fn numbers(messages: &[Bytes]) -> Vec<u8> {
+        messages.iter().map(|message| message[1]).collect()
+    }
+
+    proptest! {
+        /// All messages arrive once and in order, both ways at once, whatever the wire does.
+        #[test]
+        fn every_message_once_and_in_order(
+            seed in any::<u64>(),
+            faults in [0..7_u64, 0..7_u64, 0..5_u64, 0..16_u64],
+            counts in [0..60_u8, 0..60_u8],
+            window in 0..20_u32,
+        ) {
+            let mut wire = Wire::new(Config { window, ..EVERYTHING }, seed, faults, counts);
+            prop_assert!(wire.run(200_000), "comes to an end");
+            prop_assert_eq!(numbers(&wire.got[1]), (0..counts[0]).collect::<Vec<_>>());
+            prop_assert_eq!(numbers(&wire.got[0]), (0..counts[1]).collect::<Vec<_>>());
+            prop_assert_eq!(wire.ends[1].counters().delivered, u64::from(counts[0]));
+        }
+
+        /// A receiver that restarts at any step loses nothing; only what was under way then may come again.
+        #[test]
+        fn a_restarted_receiver_goes_on(seed in any::<u64>(), at in 0..150_usize, drop in 0..6_u64) {
+            let mut wire = Wire::new(EVERYTHING, seed, [drop, 3, 2, 8], [40, 0]);
+            wire.run(at);
+            wire.ends[1] = Link::new(EVERYTHING, 9);
+            let before = wire.got[1].len();
+            prop_assert!(wire.run(200_000), "comes to an end");
+            let got = numbers(&wire.got[1]);
+            let (first, second) = got.split_at(before);
+            prop_assert_eq!(first, (0..before as u8).collect::<Vec<_>>());
+            prop_assert!(second.is_sorted_by(|a, b| a < b), "the new life hears each once, in order: {got:?}");
+            let mut all = got.clone();
+            all.sort_unstable();
+            all.dedup();
+            prop_assert_eq!(all, (0..40).collect::<Vec<_>>(), "nothing is lost");
+        }
+
+        /// A sender that restarts and hands its unacknowledged messages on loses nothing.
+        #[test]
+        fn a_restarted_sender_goes_on(seed in any::<u64>(), at in 0..150_usize) {
+            let mut wire = Wire::new(EVERYTHING, seed, [3, 3, 0, 0], [40, 0]);
+            wire.run(at);
+            // In order on the wire, as a serial line is: what the old life sent has come or is lost.
+            wire.under_way.clear();
+            let old = std::mem::replace(&mut wire.ends[0], Link::new(EVERYTHING, 10));
+            for message in old.into_unacknowledged().into_iter().rev() {
+                wire.to_send[0].push_front(message);
+            }
+            prop_assert!(wire.run(200_000), "comes to an end");
+            let mut got = numbers(&wire.got[1]);
+            got.sort_unstable();
+            got.dedup();
+            prop_assert_eq!(got, (0..40).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn noise_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..4000), cut in 1..100_usize) {
+            let mut link = Link::new(EVERYTHING, 1);
+            for piece in bytes.chunks(cut) {
+                link.receive(zero(), piece);
+            }
+            prop_assert!(link.events.len() <= bytes.len());
+        }
+
+        #[test]
+        fn nonsense_packets_never_panic(
+            session in 0..3_u32,
+            packets in proptest::collection::vec((any::<u32>(), any::<u32>(), any::<bool>()), 0..50),
+        ) {
+            let mut link = Link::new(EVERYTHING, 1);
+            link.send(zero(), Bytes::new()).unwrap();
+            for (sequence, oldest, ack) in packets {
+                let data = Kind::Data(Data { sequence, oldest, payload: Vec::new() });
+                let kind = if ack { Kind::Ack(Ack { next: sequence }) } else { data };
+                let mut frame = Vec::new();
+                frame::encode(&Packet { session, kind: Some(kind) }.encode_to_vec(), &mut frame).unwrap();
+                link.receive(zero(), &frame);
+                prop_assert!(link.peer.as_ref().is_none_or(|peer| peer.early.len() <= WINDOW_MAX as usize));
+            }
+        }
+    }
+
+    #[test]
+    fn a_deaf_peer_breaks_the_link_and_gives_the_messages_back() {
+        let config = Config { repeats_max: 3, ..EVERYTHING };
+        let mut link = Link::new(config, 1);
+        let began = zero();
+        for n in 0..WINDOW_MAX {
+            link.send(began, Bytes::from(vec![n as u8])).unwrap();
+        }
+        assert_eq!(link.send(began, Bytes::new()), Err(LinkError::Full(8)));
+        let mut waits = Vec::new();
+        let mut last = began;
+        while let Some(deadline) = link.deadline() {
+            waits.push((deadline - last).as_millis());
+            last = deadline;
+            link.tick(deadline);
+        }
+        assert_eq!(waits, [100, 200, 400, 400], "patience doubles up to its end");
+        assert_eq!(std::iter::from_fn(|| link.poll()).last(), Some(Event::Broken));
+        assert_eq!(link.send(last, Bytes::new()), Err(LinkError::Broken));
+        assert_eq!(link.counters().repeated, 3 * 8);
+        assert_eq!(link.into_unacknowledged().len(), 8);
+    }
+
+    #[test]
+    fn the_largest_message_fits() {
+        let mut link = Link::new(EVERYTHING, u32::MAX);
+        link.next = u32::MAX;
+        let message = Bytes::from(vec![0; MESSAGE_MAX]);
+        assert_eq!(link.send(zero(), message.clone()), Ok(()));
+        let Some(Event::Send(frame)) = link.poll() else { panic!("no frame") };
+        let mut other = Link::new(EVERYTHING, 2);
+        other.receive(zero(), &frame);
+        assert_eq!(other.poll(), Some(Event::Message(message)));
+        let long = Bytes::from(vec![0; MESSAGE_MAX + 1]);
+        assert_eq!(link.send(zero(), long), Err(LinkError::TooLong(MESSAGE_MAX + 1)));
+    }
+}
