@@ -32,7 +32,7 @@ impl Tasks {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        self.tracker.spawn(task.instrument(tracing::debug_span!("task", name)))
+        self.tracker.spawn(task.instrument(tracing::debug_span!(parent: None, "task", name)))
     }
 
     /// Runs blocking work off the runtime's workers.

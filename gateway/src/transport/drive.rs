@@ -22,6 +22,8 @@ const WRITE_TIME_MAX: Duration = Duration::from_secs(10);
 const UNWRITTEN_MAX: usize = 256 * 1024;
 /// Time for the last words at the end.
 const GOODBYE_TIME_MAX: Duration = Duration::from_millis(500);
+/// A peer that has closed its side still gets the answers that wait for the disk, at most this long.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// Talks with one peer until the talk ends or moves to a stream thread.
 pub(super) async fn drive(
@@ -42,6 +44,7 @@ pub(super) async fn drive(
         unread,
         started: Instant::now(),
         heard: Instant::now(),
+        ended: None,
         talk: Conversation::new(peer, session, limits, language.row.name(), adapter, services.clone()),
     };
     let ending = drive.run(services).await;
@@ -58,6 +61,8 @@ struct Drive {
     unread: BytesMut,
     started: Instant,
     heard: Instant,
+    /// When the peer closed its side (it may still read).
+    ended: Option<Instant>,
     talk: Conversation,
 }
 
@@ -89,6 +94,9 @@ impl Drive {
             if let Some(ending) = self.talk.over(&self.unread) {
                 return ending;
             }
+            if self.ended.is_some() && self.talk.unsettled.is_empty() && self.talk.unwritten.is_empty() {
+                return Ending::Closed("the peer closed the connection".into());
+            }
             self.shrink();
             if self.talk.unwritten.is_empty() {
                 written_at = Instant::now();
@@ -104,7 +112,7 @@ impl Drive {
                     self.talk.heard(packet.len());
                     self.talk.receive(Input::Datagram(packet));
                 }
-                Woken::Arrived(Ok(Arrived::End)) => return Ending::Closed("the peer closed the connection".into()),
+                Woken::Arrived(Ok(Arrived::End)) => self.ended = Some(Instant::now()),
                 Woken::Arrived(Err(error)) | Woken::Written(Err(error)) => {
                     return Ending::Closed(error.to_string().into());
                 }
@@ -129,7 +137,8 @@ impl Drive {
     /// Waits for the first of everything that can happen.
     async fn wait(&mut self, services: &Services, written_at: Instant) -> Woken {
         let deadline = self.deadline(written_at);
-        let may_read = !self.talk.session.paused()
+        let may_read = self.ended.is_none()
+            && !self.talk.session.paused()
             && self.unread.len() < self.talk.limits.frame_max
             && self.talk.unwritten.len() < UNWRITTEN_MAX;
         let Self { wire, unread, talk, .. } = self;
@@ -155,6 +164,9 @@ impl Drive {
     fn deadline(&self, written_at: Instant) -> Instant {
         let limits = &self.talk.limits;
         let mut next = self.heard + limits.silence_max.unwrap_or(Duration::from_secs(24 * 3600));
+        if let Some(ended) = self.ended {
+            next = next.min(ended + ANSWER_TIME_MAX);
+        }
         if !self.talk.admitted {
             next = next.min(self.started + limits.admission_max);
         }
@@ -171,7 +183,9 @@ impl Drive {
     fn overdue(&self, written_at: Instant) -> Option<&'static str> {
         let now = Instant::now();
         let limits = &self.talk.limits;
-        if !self.talk.admitted && now >= self.started + limits.admission_max {
+        if self.ended.is_some_and(|ended| now >= ended + ANSWER_TIME_MAX) {
+            Some("the peer closed the connection")
+        } else if !self.talk.admitted && now >= self.started + limits.admission_max {
             Some("it did not introduce itself in time")
         } else if limits.silence_max.is_some_and(|max| now >= self.heard + max) {
             Some("it was silent for too long")
