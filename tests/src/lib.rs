@@ -1,1 +1,52 @@
-//! What the end-to-end tests share: starting the binary and its peers.
+//! What the end-to-end tests share: the gateway as a child process, its peers, and waiting for events.
+//!
+//! Every test starts its own gateway on free loopback ports with its own folder, so that tests run side by side. A peer
+//! that is missing fails the test by name: nothing is skipped in silence.
+
+mod gateway;
+mod peer;
+mod ports;
+mod upstream;
+
+pub use gateway::{Gateway, Options};
+pub use peer::{Child, run, run_ok, shell};
+pub use ports::free_port;
+pub use upstream::{Mosquitto, Receiver};
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// The longest any single wait of a test takes before it fails.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The binary under test: `$SLUICEGATE_BIN`, or the release build of this workspace.
+pub fn binary() -> PathBuf {
+    let binary = std::env::var_os("SLUICEGATE_BIN")
+        .map_or_else(|| root().join("target/release/sluicegate"), PathBuf::from);
+    assert!(binary.is_file(), "{} is missing: run tests/run, or cargo build --release first", binary.display());
+    binary
+}
+
+/// The workspace's root.
+pub fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the workspace's root")
+}
+
+/// Where screenshots and reports are kept.
+pub fn artifacts() -> PathBuf {
+    let folder = std::env::var_os("SLUICEGATE_ARTIFACTS").map_or_else(|| root().join("artifacts"), PathBuf::from);
+    std::fs::create_dir_all(&folder).expect("the artefacts' folder");
+    folder
+}
+
+/// Asks again until the answer is there: for peers that offer no event to wait for. Panics with `what` when it is not.
+pub fn wait_for<T>(what: &str, patience: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(started.elapsed() < patience, "waited {patience:?} for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

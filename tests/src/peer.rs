@@ -1,0 +1,94 @@
+//! Other programs: started, awaited with a limit, killed when the test ends.
+
+use std::io::Read;
+use std::process::{Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::PATIENCE;
+
+/// A child process that does not outlive the test.
+#[derive(Debug)]
+pub struct Child {
+    pub inner: std::process::Child,
+    what: String,
+}
+
+impl Child {
+    /// Starts a program; its output is thrown away unless the command says otherwise.
+    pub fn start(command: &mut Command) -> Self {
+        let what = format!("{command:?}");
+        let inner = command.spawn().unwrap_or_else(|e| panic!("{what}: {e} (is its package in tests/packages?)"));
+        Self { inner, what }
+    }
+
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.inner.id()).expect("a process id")
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(self.pid()).expect("a process id");
+        rustix::process::kill_process(pid, signal).expect("the process is there");
+    }
+
+    /// Waits for the end, at most so long.
+    pub fn wait(&mut self, patience: Duration) -> ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.inner.try_wait().expect("a child of ours") {
+                return status;
+            }
+            assert!(started.elapsed() < patience, "{} still runs after {patience:?}", self.what);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.inner.try_wait().expect("a child of ours").is_none()
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        drop(self.inner.kill());
+        drop(self.inner.wait());
+    }
+}
+
+/// Runs a program to its end and returns what it said. Killed (and the test failed) after [`PATIENCE`] twice over.
+pub fn run(program: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = Child::start(&mut command);
+    let mut stdout = child.inner.stdout.take().expect("piped");
+    let mut stderr = child.inner.stderr.take().expect("piped");
+    let out = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        drop(stdout.read_to_end(&mut bytes));
+        bytes
+    });
+    let err = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        drop(stderr.read_to_end(&mut bytes));
+        bytes
+    });
+    let status = child.wait(PATIENCE * 3);
+    Output { status, stdout: out.join().expect("a reader"), stderr: err.join().expect("a reader") }
+}
+
+/// Runs a program that must succeed and returns its standard output as text.
+pub fn run_ok(program: &str, arguments: &[&str]) -> String {
+    let output = run(program, arguments);
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Runs a shell line that must succeed.
+pub fn shell(line: &str) -> String {
+    run_ok("sh", &["-ec", line])
+}

@@ -1,0 +1,90 @@
+//! What the documents say is so.
+
+use sluicegate_tests::{root, run};
+
+fn read(file: &str) -> String {
+    std::fs::read_to_string(root().join(file)).unwrap_or_else(|e| panic!("{file}: {e}"))
+}
+
+/// `docs/capabilities.md`: each row names a test, and each test named exists.
+#[test]
+fn every_capability_has_a_test_that_exists() {
+    let text = read("docs/capabilities.md");
+    let rows: Vec<&str> = text.lines().filter(|l| l.starts_with("| ") && !l.starts_with("| capability")).collect();
+    assert!(rows.len() >= 20, "{} rows", rows.len());
+    let mut sources = String::new();
+    let mut folders = vec![root().join("tests"), root().join("gateway"), root().join("protocols"), root().join("device-models"), root().join("firmware-bridge")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                sources.push_str(&std::fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    for row in rows {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        assert_eq!(cells.len(), 5, "capability, how, test, figure, how to repeat: {row}");
+        let tests: Vec<&str> = cells[2].split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "no test: {row}");
+        for test in tests {
+            let name = test.rsplit("::").next().unwrap_or(test);
+            assert!(sources.contains(&format!("fn {name}(")), "there is no test `{test}`: {row}");
+        }
+    }
+}
+
+/// Every relative link of every document leads somewhere.
+#[test]
+fn links_lead_somewhere() {
+    let mut files = vec!["README.md".to_owned()];
+    for folder in ["docs", "docs/decisions"] {
+        for entry in std::fs::read_dir(root().join(folder)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            if name.ends_with(".md") {
+                files.push(format!("{folder}/{name}"));
+            }
+        }
+    }
+    for file in files {
+        let text = read(&file);
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split_once(')').map(|(t, _)| t)) {
+            let path = target.split('#').next().unwrap_or_default();
+            if path.is_empty() || path.contains("://") {
+                continue;
+            }
+            let base = root().join(&file).parent().unwrap().to_owned();
+            assert!(base.join(path).exists(), "{file}: {target} leads nowhere");
+        }
+    }
+}
+
+/// The map in the README names every top folder, and nothing that is not there.
+#[test]
+fn the_readme_maps_the_tree() {
+    let readme = read("README.md");
+    for folder in ["device-models/", "firmware-bridge/", "protocols/", "gateway/", "systemd/", "cross/", "tests/", "docs/"] {
+        assert!(readme.contains(folder) && root().join(folder).is_dir(), "{folder}");
+    }
+    assert!(readme.lines().take(5).any(|l| l.contains("Nothing acknowledged is lost; nothing lost is unsaid")));
+    for command in ["cargo run --release -- demo", "tests/run"] {
+        assert!(readme.contains(command), "{command}");
+    }
+}
+
+/// Nothing of a machine or a registry got into the tree.
+#[test]
+fn no_machine_and_no_registry_is_named() {
+    let listed = run("git", &["-C", &root().display().to_string(), "ls-files"]);
+    for file in String::from_utf8_lossy(&listed.stdout).lines() {
+        let Ok(text) = std::fs::read_to_string(root().join(file)) else { continue };
+        for (at, line) in text.lines().enumerate() {
+            let named = [concat!("/", "work/"), concat!("/", "root/"), concat!("deb.", "debian.org"), concat!("/tmp/", "team")];
+            for word in named {
+                assert!(!line.contains(word), "{file}:{}: {word}", at + 1);
+            }
+        }
+    }
+}

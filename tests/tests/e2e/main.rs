@@ -1,0 +1,7 @@
+//! End-to-end tests: the real binary, real peers, one process for all of them.
+
+mod arm;
+mod check;
+mod docs;
+mod service;
+mod style;
