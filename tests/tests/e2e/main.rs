@@ -2,6 +2,7 @@
 
 mod arm;
 mod check;
+mod devices;
 mod docs;
 mod service;
 mod style;
