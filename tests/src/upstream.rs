@@ -82,7 +82,7 @@ impl Receiver {
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 if line.contains("subscribed") {
-                    drop(ready.try_send(()));
+                    let _sent = ready.try_send(());
                 }
                 eprintln!("receive: {line}");
             }

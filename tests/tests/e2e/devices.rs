@@ -23,7 +23,7 @@ impl Chain {
 
     fn properties(&mut self, thing: &str, property: &str) -> Value {
         let what = format!("{property} of {thing}");
-        self.receiver.until(&what, PATIENCE, |m| m["thing"] == thing && m["properties"][property].is_object())
+        self.receiver.until(&what, PATIENCE, |m| m["thing"] == thing && !m["properties"][property].is_null())
     }
 
     /// Everything arrived once, in order, with no hole.
@@ -50,10 +50,10 @@ fn mosquitto_pub_of_every_version_and_qos_arrives() {
             let body = json!({"timestamp": time, "properties": {"level": 7, "text": "ü水", "ratio": 0.1}}).to_string();
             run_ok("mosquitto_pub", &["-p", &port, "-V", version, "-q", qos, "-i", &id, "-t", &topic, "-m", &body]);
             let message = chain.properties(&id, "level");
-            assert_eq!(message["properties"]["level"]["value"], 7, "{message}");
-            assert_eq!(message["properties"]["text"]["value"], "ü水", "{message}");
-            assert_eq!(message["properties"]["ratio"]["value"], 0.1, "{message}");
-            assert_eq!(message["time_us"], time * 1_000, "{message}");
+            assert_eq!(message["properties"]["level"], 7, "{message}");
+            assert_eq!(message["properties"]["text"], "ü水", "{message}");
+            assert_eq!(message["properties"]["ratio"], 0.1, "{message}");
+            assert!(message["time"].as_str().is_some_and(|t| t.starts_with("2025-11-22T00:00:00.123")), "{message}");
         }
     }
     chain.finish();
@@ -72,7 +72,7 @@ fn every_dialect_is_understood() {
     for (client, topic, body, property, value) in cases {
         run_ok("mosquitto_pub", &["-p", &port, "-q", "1", "-i", client, "-t", topic, "-m", body]);
         let message = chain.properties(client, property);
-        assert_eq!(message["properties"][property]["value"], value, "{message}");
+        assert_eq!(message["properties"][property], value, "{message}");
     }
     chain.finish();
 }
@@ -114,15 +114,15 @@ fn coap_client_arrives_in_json_and_cbor() {
     let url = format!("{base}/things/c-1/properties");
     run_ok(client, &["-B", "10", "-m", "post", "-t", "json", "-e", r#"{"temperature":21.25,"humidity":40}"#, &url]);
     let message = chain.properties("c-1", "temperature");
-    assert_eq!(message["properties"]["temperature"]["value"], 21.25, "{message}");
-    assert_eq!(message["properties"]["humidity"]["value"].as_f64(), Some(40.0), "{message}");
+    assert_eq!(message["properties"]["temperature"], 21.25, "{message}");
+    assert_eq!(message["properties"]["humidity"].as_f64(), Some(40.0), "{message}");
 
     // {"temperature": 23.5} in CBOR, non-confirmable.
     let cbor = chain.gateway.folder.path().join("body.cbor");
     let bytes = [&[0xa1, 0x6b][..], b"temperature", &[0xf9, 0x4d, 0xe0]].concat();
     std::fs::write(&cbor, bytes).unwrap();
     run_ok(client, &["-B", "10", "-N", "-m", "post", "-t", "cbor", "-f", &cbor.display().to_string(), &url]);
-    chain.receiver.until("23.5", PATIENCE, |m| m["properties"]["temperature"]["value"] == 23.5);
+    chain.receiver.until("23.5", PATIENCE, |m| m["properties"]["temperature"] == 23.5);
 
     let listed = run_ok(client, &["-B", "10", "-m", "get", &format!("{base}/.well-known/core")]);
     assert!(listed.contains("</things"), "{listed}");
@@ -140,9 +140,9 @@ fn netcat_and_socat_arrive_over_tcp_and_udp() {
     let answer = shell(&format!("printf '%s\\n' '{line}' | timeout 10 nc -q 5 127.0.0.1 {tcp} | head -n 1"));
     assert!(answer.contains("\"ok\":true"), "{answer}");
     let message = chain.properties("gps-1", "latitude");
-    assert_eq!(message["properties"]["latitude"]["value"], 31.2, "{message}");
+    assert_eq!(message["properties"]["latitude"], 31.2, "{message}");
     shell(&format!("printf '%s\\n' '{{\"device\":\"u-1\",\"level\":3}}' | socat -t1 - UDP:127.0.0.1:{udp}"));
-    assert_eq!(chain.properties("u-1", "level")["properties"]["level"]["value"], 3);
+    assert_eq!(chain.properties("u-1", "level")["properties"]["level"], 3);
     chain.finish();
 }
 
@@ -153,9 +153,9 @@ fn nothing_unfitting_is_dropped_in_silence() {
     let body = r#"{"temperature":900,"humidity":"wet","colour":"red"}"#;
     run_ok("mosquitto_pub", &["-p", &port, "-q", "1", "-i", "th-1", "-t", "v1/devices/me/telemetry", "-m", body]);
     let message = chain.properties("th-1", "temperature");
-    assert_eq!(message["properties"]["temperature"]["quality"], "out-of-range", "{message}");
-    assert_eq!(message["properties"]["humidity"]["quality"], "wrong-type", "{message}");
-    assert_eq!(message["properties"]["colour"]["quality"], "unknown-property", "{message}");
+    assert_eq!(message["quality"]["temperature"], "out-of-range", "{message}");
+    assert_eq!(message["quality"]["humidity"], "wrong-type", "{message}");
+    assert_eq!(message["quality"]["colour"], "unknown-property", "{message}");
     chain.finish();
 }
 
@@ -207,7 +207,7 @@ fn a_command_from_upstream_reaches_an_mqtt_device_and_its_reply_comes_back() {
     let reply = json!({"messageId": command["messageId"], "success": true, "properties": {"on": true}}).to_string();
     run_ok("mosquitto_pub", &["-p", &port, "-i", "relay-1", "-q", "1", "-t", answer, "-m", &reply]);
     let message = chain.receiver.until("the reply", PATIENCE, |m| m["reply"]["id"] == "c-1");
-    assert_eq!(message["reply"]["ok"], true, "{message}");
+    assert!(message["reply"]["error"].is_null(), "{message}");
     chain.finish();
 }
 

@@ -5,4 +5,5 @@ mod check;
 mod devices;
 mod docs;
 mod service;
+mod streams;
 mod style;
