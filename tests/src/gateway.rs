@@ -67,7 +67,9 @@ impl Options {
 
     /// An upstream at this local port.
     pub fn upstream(self, port: u16, dialect: &str) -> Self {
-        self.with(&format!("[[upstream]]\nname = \"up\"\nurl = \"mqtt://127.0.0.1:{port}\"\ndialect = \"{dialect}\"\nbatch_ms = 50"))
+        self.with(&format!(
+            "[[upstream]]\nname = \"up\"\nurl = \"mqtt://127.0.0.1:{port}\"\ndialect = \"{dialect}\"\nbatch_ms = 50"
+        ))
     }
 
     fn toml(&self, folder: &Path) -> String {
@@ -207,7 +209,8 @@ impl Gateway {
         stream.read_to_string(&mut answer).expect("an answer");
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
         let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
-        let body = if head.to_lowercase().contains("transfer-encoding: chunked") { dechunk(body) } else { body.to_owned() };
+        let body =
+            if head.to_lowercase().contains("transfer-encoding: chunked") { dechunk(body) } else { body.to_owned() };
         (status, body)
     }
 

@@ -3,6 +3,17 @@
 //! Every test starts its own gateway on free loopback ports with its own folder, so that tests run side by side. A peer
 //! that is missing fails the test by name: nothing is skipped in silence.
 
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::missing_panics_doc,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    clippy::must_use_candidate,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
+
 mod gateway;
 mod peer;
 mod ports;
@@ -21,8 +32,8 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The binary under test: `$SLUICEGATE_BIN`, or the release build of this workspace.
 pub fn binary() -> PathBuf {
-    let binary = std::env::var_os("SLUICEGATE_BIN")
-        .map_or_else(|| root().join("target/release/sluicegate"), PathBuf::from);
+    let binary =
+        std::env::var_os("SLUICEGATE_BIN").map_or_else(|| root().join("target/release/sluicegate"), PathBuf::from);
     assert!(binary.is_file(), "{} is missing: run tests/run, or cargo build --release first", binary.display());
     binary
 }

@@ -103,7 +103,11 @@ impl Receiver {
                 return json;
             }
         }
-        panic!("waited {patience:?} for {what}; received {} messages, the last: {:?}", self.seen.len(), self.seen.last());
+        panic!(
+            "waited {patience:?} for {what}; received {} messages, the last: {:?}",
+            self.seen.len(),
+            self.seen.last()
+        );
     }
 
     /// Takes in what has been printed by now.

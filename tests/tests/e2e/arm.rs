@@ -44,9 +44,11 @@ fn works_under_emulation(name: &str) {
 
     // A stream goes in and comes out.
     let clip = root().join("gateway/src/demo/clips");
-    let clip = std::fs::read_dir(clip).unwrap().map(|e| e.unwrap().path()).find(|p| p.extension().is_some_and(|e| e == "flv"));
+    let clip =
+        std::fs::read_dir(clip).unwrap().map(|e| e.unwrap().path()).find(|p| p.extension().is_some_and(|e| e == "flv"));
     let mut push = Command::new("ffmpeg");
-    push.args(["-hide_banner", "-loglevel", "error", "-re", "-stream_loop", "-1", "-i"]).arg(clip.expect("a demo clip"));
+    push.args(["-hide_banner", "-loglevel", "error", "-re", "-stream_loop", "-1", "-i"])
+        .arg(clip.expect("a demo clip"));
     push.args(["-c", "copy", "-f", "flv", &format!("rtmp://127.0.0.1:{media}/live/probe")]).stdin(Stdio::null());
     let mut push = Child::start(&mut push);
     let url = format!("http://127.0.0.1:{media}/live/probe.flv");

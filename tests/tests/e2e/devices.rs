@@ -8,7 +8,7 @@ use sluicegate_tests::{Child, Gateway, Mosquitto, Options, PATIENCE, Receiver, r
 
 /// A gateway with a native upstream, and the consumer behind it.
 struct Chain {
-    _broker: Mosquitto,
+    broker: Mosquitto,
     receiver: Receiver,
     gateway: Gateway,
 }
@@ -18,7 +18,7 @@ impl Chain {
         let broker = Mosquitto::start();
         let receiver = Receiver::start(broker.port, &[]);
         let gateway = Gateway::start(options.upstream(broker.port, "native"));
-        Self { _broker: broker, receiver, gateway }
+        Self { broker, receiver, gateway }
     }
 
     fn properties(&mut self, thing: &str, property: &str) -> Value {
@@ -65,7 +65,13 @@ fn every_dialect_is_understood() {
     let mut chain = Chain::start(Options::default().with(template));
     let port = chain.gateway.options.mqtt.to_string();
     let cases = [
-        ("j-1", "/temperature-humidity/j-1/properties/report", r#"{"properties":{"temperature":20.5}}"#, "temperature", json!(20.5)),
+        (
+            "j-1",
+            "/temperature-humidity/j-1/properties/report",
+            r#"{"properties":{"temperature":20.5}}"#,
+            "temperature",
+            json!(20.5),
+        ),
         ("e-1", "te/device/e-1///m/environment", r#"{"temperature":19.5}"#, "temperature", json!(19.5)),
         ("b-1", "v1/devices/me/telemetry", r#"{"temperature":18.5}"#, "temperature", json!(18.5)),
     ];
@@ -82,7 +88,8 @@ fn a_device_may_have_a_chinese_topic() {
     let mut chain = Chain::start(Options::default());
     let port = chain.gateway.options.mqtt.to_string();
     let mut sub = Command::new("mosquitto_sub");
-    sub.args(["-p", &port, "-q", "1", "-t", "设备/#", "-C", "1", "-W", "20", "-d"]).stdout(std::process::Stdio::piped());
+    sub.args(["-p", &port, "-q", "1", "-t", "设备/#", "-C", "1", "-W", "20", "-d"])
+        .stdout(std::process::Stdio::piped());
     let mut sub = Child::start(&mut sub);
     await_line(&mut sub, "Subscribed");
     run_ok("mosquitto_pub", &["-p", &port, "-q", "1", "-t", "设备/1", "-m", "x"]);
@@ -166,7 +173,9 @@ fn an_unknown_device_is_refused_with_a_reason_and_counted() {
         "[[adapter]]\nname = \"strict\"\nlisten = \"tcp://127.0.0.1:{port}\"\nprotocol = \"raw\"\nallow_anonymous = true\n"
     );
     let chain = Chain::start(Options::default().with(&strict));
-    let answer = shell(&format!("printf '%s\\n' '{{\"device\":\"who\",\"a\":1}}' | timeout 10 nc -q 5 127.0.0.1 {port} | head -n 1"));
+    let answer = shell(&format!(
+        "printf '%s\\n' '{{\"device\":\"who\",\"a\":1}}' | timeout 10 nc -q 5 127.0.0.1 {port} | head -n 1"
+    ));
     assert!(answer.contains("\"ok\":false") && answer.contains("who"), "{answer}");
     let counted = chain.gateway.metric("sluicegate_refused_total{adapter=\"strict\",reason=\"unknown\"}");
     assert!(counted >= 1.0, "{counted}");
@@ -176,7 +185,7 @@ fn an_unknown_device_is_refused_with_a_reason_and_counted() {
 #[test]
 fn a_command_from_upstream_reaches_an_mqtt_device_and_its_reply_comes_back() {
     let mut chain = Chain::start(Options::default().with(&device("relay-1", "relay-switch")));
-    let up = chain._broker.port.to_string();
+    let up = chain.broker.port.to_string();
     let port = chain.gateway.options.mqtt.to_string();
     // A device as its firmware would be: it waits for one command and answers it.
     let answer = "/relay-switch/relay-1/properties/write/reply";
@@ -246,7 +255,8 @@ fn the_json_dialect_is_plain_json() {
     let gateway = Gateway::start(Options::default().upstream(broker.port, "json"));
     let mut sub = Command::new("mosquitto_sub");
     let port = broker.port.to_string();
-    sub.args(["-p", &port, "-q", "1", "-t", "sg/v1/gate-t/#", "-W", "30", "-F", "%p"]).stdout(std::process::Stdio::piped());
+    sub.args(["-p", &port, "-q", "1", "-t", "sg/v1/gate-t/#", "-W", "30", "-F", "%p"])
+        .stdout(std::process::Stdio::piped());
     let mut sub = Child::start(&mut sub);
     let topic = "/generic/json-1/properties/report";
     let mqtt = gateway.options.mqtt.to_string();

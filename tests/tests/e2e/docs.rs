@@ -1,5 +1,7 @@
 //! What the documents say is so.
 
+use std::path::Path;
+
 use sluicegate_tests::{root, run};
 
 fn read(file: &str) -> String {
@@ -13,7 +15,13 @@ fn every_capability_has_a_test_that_exists() {
     let rows: Vec<&str> = text.lines().filter(|l| l.starts_with("| ") && !l.starts_with("| capability")).collect();
     assert!(rows.len() >= 20, "{} rows", rows.len());
     let mut sources = String::new();
-    let mut folders = vec![root().join("tests"), root().join("gateway"), root().join("protocols"), root().join("device-models"), root().join("firmware-bridge")];
+    let mut folders = vec![
+        root().join("tests"),
+        root().join("gateway"),
+        root().join("protocols"),
+        root().join("device-models"),
+        root().join("firmware-bridge"),
+    ];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -43,7 +51,7 @@ fn links_lead_somewhere() {
     for folder in ["docs", "docs/decisions"] {
         for entry in std::fs::read_dir(root().join(folder)).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
-            if name.ends_with(".md") {
+            if Path::new(&name).extension().is_some_and(|e| e == "md") {
                 files.push(format!("{folder}/{name}"));
             }
         }
@@ -65,7 +73,9 @@ fn links_lead_somewhere() {
 #[test]
 fn the_readme_maps_the_tree() {
     let readme = read("README.md");
-    for folder in ["device-models/", "firmware-bridge/", "protocols/", "gateway/", "systemd/", "cross/", "tests/", "docs/"] {
+    for folder in
+        ["device-models/", "firmware-bridge/", "protocols/", "gateway/", "systemd/", "cross/", "tests/", "docs/"]
+    {
         assert!(readme.contains(folder) && root().join(folder).is_dir(), "{folder}");
     }
     assert!(readme.lines().take(5).any(|l| l.contains("Nothing acknowledged is lost; nothing lost is unsaid")));
@@ -81,7 +91,8 @@ fn no_machine_and_no_registry_is_named() {
     for file in String::from_utf8_lossy(&listed.stdout).lines() {
         let Ok(text) = std::fs::read_to_string(root().join(file)) else { continue };
         for (at, line) in text.lines().enumerate() {
-            let named = [concat!("/", "work/"), concat!("/", "root/"), concat!("deb.", "debian.org"), concat!("/tmp/", "team")];
+            let named =
+                [concat!("/", "work/"), concat!("/", "root/"), concat!("deb.", "debian.org"), concat!("/tmp/", "team")];
             for word in named {
                 assert!(!line.contains(word), "{file}:{}: {word}", at + 1);
             }

@@ -1,5 +1,14 @@
 //! End-to-end tests: the real binary, real peers, one process for all of them.
 
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
+
 mod arm;
 mod check;
 mod devices;

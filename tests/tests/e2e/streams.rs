@@ -42,7 +42,8 @@ fn packets(url: &str) -> [Vec<String>; 2] {
 /// Everything of `part` stands in `whole`, in one piece, and it is most of it.
 fn is_piece_of(part: &[String], whole: &[String], least: usize) {
     assert!(part.len() >= least, "only {} of {} packets", part.len(), whole.len());
-    let at = whole.iter().position(|p| *p == part[0]).unwrap_or_else(|| panic!("{} is not in the pushed stream", part[0]));
+    let at =
+        whole.iter().position(|p| *p == part[0]).unwrap_or_else(|| panic!("{} is not in the pushed stream", part[0]));
     for (offset, packet) in part.iter().enumerate() {
         assert_eq!(Some(packet), whole.get(at + offset), "packet {offset} after {at}");
     }
@@ -90,7 +91,8 @@ fn a_late_viewer_starts_at_once_from_the_last_key_frame() {
     let clip = clip(folder.path(), 30);
     let gateway = Gateway::start(Options::default());
     let media = gateway.options.media;
-    let mut push = ffmpeg(&["-re", "-i", &clip, "-c", "copy", "-f", "flv", &format!("rtmp://127.0.0.1:{media}/live/late")]);
+    let mut push =
+        ffmpeg(&["-re", "-i", &clip, "-c", "copy", "-f", "flv", &format!("rtmp://127.0.0.1:{media}/live/late")]);
     wait_live(&gateway, "live/late");
     for url in [format!("rtmp://127.0.0.1:{media}/live/late"), format!("http://127.0.0.1:{media}/live/late.flv")] {
         let started = Instant::now();
@@ -158,7 +160,8 @@ fn a_relayed_copy_is_equal_also_after_its_server_restarted() {
     let relay = format!("[[relay]]\nstream = \"live/*\"\nurl = \"rtmp://127.0.0.1:{}/copy/{{name}}\"\n", nginx.port);
     let gateway = Gateway::start(Options::default().with(&relay));
     let media = gateway.options.media;
-    let mut push = ffmpeg(&["-re", "-i", &clip, "-c", "copy", "-f", "flv", &format!("rtmp://127.0.0.1:{media}/live/r")]);
+    let mut push =
+        ffmpeg(&["-re", "-i", &clip, "-c", "copy", "-f", "flv", &format!("rtmp://127.0.0.1:{media}/live/r")]);
     wait_for("the first recording to grow", PATIENCE, || {
         nginx.recordings().iter().any(|f| std::fs::metadata(f).is_ok_and(|m| m.len() > 200_000)).then_some(())
     });
@@ -176,10 +179,14 @@ fn a_relayed_copy_is_equal_also_after_its_server_restarted() {
         let got = packets(&file);
         // nginx writes timestamps of its own from zero: the contents (size and checksum) in order are what counts here.
         let contents = |packets: &[String]| -> Vec<String> {
-            packets.iter().map(|p| p.split(' ').filter(|f| !f.is_empty()).skip(3).collect::<Vec<_>>().join(" ")).collect()
+            packets
+                .iter()
+                .map(|p| p.split(' ').filter(|f| !f.is_empty()).skip(3).collect::<Vec<_>>().join(" "))
+                .collect()
         };
         is_piece_of(&contents(&got[0]), &contents(&sent[0]), 50);
-        let video: Vec<i64> = got[0].iter().map(|p| p.split(' ').find(|f| !f.is_empty()).unwrap().parse().unwrap()).collect();
+        let video: Vec<i64> =
+            got[0].iter().map(|p| p.split(' ').find(|f| !f.is_empty()).unwrap().parse().unwrap()).collect();
         assert!(video.windows(2).all(|w| w[1] > w[0]), "{file}: time runs backwards");
     }
 }
@@ -213,11 +220,14 @@ fn the_camera_is_a_thing() {
     let media = gateway.options.media;
     let url = format!("rtmp://127.0.0.1:{media}/live/cam");
     let push = ffmpeg(&["-re", "-i", &clip, "-c", "copy", "-f", "flv", &url]);
-    let is = |key: &'static str, value: Value| move |m: &Value| m["thing"] == "live/cam" && m["properties"][key] == value;
+    let is =
+        |key: &'static str, value: Value| move |m: &Value| m["thing"] == "live/cam" && m["properties"][key] == value;
     receiver.until("its codec", PATIENCE, is("codec", "H264".into()));
     receiver.until("its width", PATIENCE, is("width", 320.into()));
     receiver.until("its height", PATIENCE, is("height", 180.into()));
-    receiver.until("its rate", PATIENCE, |m| m["thing"] == "live/cam" && m["properties"]["fps"].as_f64().is_some_and(|f| (24.0..26.0).contains(&f)));
+    receiver.until("its rate", PATIENCE, |m| {
+        m["thing"] == "live/cam" && m["properties"]["fps"].as_f64().is_some_and(|f| (24.0..26.0).contains(&f))
+    });
     let event = |name: &'static str| move |m: &Value| m["thing"] == "live/cam" && m["event"]["name"] == name;
     receiver.until("the online event", PATIENCE, event("online"));
     drop(push);

@@ -96,7 +96,8 @@ fn dependencies_have_one_owner() {
 #[test]
 fn the_pure_crates_have_no_runtime() {
     for name in ["device-models", "firmware-bridge", "protocols"] {
-        let manifest: toml::Table = std::fs::read_to_string(root().join(name).join("Cargo.toml")).unwrap().parse().unwrap();
+        let manifest: toml::Table =
+            std::fs::read_to_string(root().join(name).join("Cargo.toml")).unwrap().parse().unwrap();
         let dependencies = manifest["dependencies"].as_table().unwrap();
         for banned in ["tokio", "mio", "socket2", "rustix", "getrandom", "gateway", "tracing"] {
             assert!(!dependencies.contains_key(banned), "{name} depends on {banned}");
