@@ -143,7 +143,7 @@ async fn watchdog(app: &App) {
     let Some(period) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
     loop {
         tokio::time::sleep(period / 3).await;
-        if app.services.streams.is_ticking() {
+        if app.services.streams.responsive(period / 3).await {
             drop(sd_notify::notify(&[sd_notify::NotifyState::Watchdog]));
         }
     }

@@ -1,0 +1,188 @@
+//! The camera as a thing: what a stream is, said as reports of a device of its name and of the product `ip-camera`.
+//!
+//! Reports go out when the stream comes and goes, and at most every 5 s while something changes. The intake's queue is
+//! bounded: a report that finds it full is dropped and counted; the next one carries the newer state anyway.
+
+use std::time::{Duration, Instant};
+
+use device_models::{Report, Value, Word};
+use tokio::sync::mpsc;
+
+use super::info::{RelayState, StreamInfo};
+use crate::clock;
+
+const PRODUCT: &str = "ip-camera";
+
+/// Between two reports of changing figures.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// The first full report waits this long for codec, size and rates to be known.
+const FIRST: Duration = Duration::from_secs(2);
+
+/// Rates within this share of what was reported are not news.
+const DEADBAND: f64 = 0.05;
+
+pub(super) struct Camera {
+    device: String,
+    reports: mpsc::Sender<Report>,
+    said: Vec<(String, Value)>,
+    next: Option<Instant>,
+    relays: Vec<RelayState>,
+    /// Reports that found the queue full.
+    pub dropped: u64,
+}
+
+impl Camera {
+    pub(super) fn new(device: String, reports: mpsc::Sender<Report>) -> Self {
+        Self { device, reports, said: Vec::new(), next: None, relays: Vec::new(), dropped: 0 }
+    }
+
+    /// The stream has a publisher (again).
+    pub(super) fn online(&mut self, publisher: &str, now: Instant) {
+        self.said.clear();
+        self.next = Some(now + FIRST);
+        self.say(Word::Presence { online: true, reason: format!("published by {publisher}") });
+        self.say(Word::Event { name: "online".to_owned(), data: Value::Null });
+        self.say_properties(vec![
+            ("online".to_owned(), Value::Bool(true)),
+            ("publisher".to_owned(), Value::Text(publisher.to_owned())),
+        ]);
+    }
+
+    /// The publisher went.
+    pub(super) fn offline(&mut self, reason: &str) {
+        self.next = None;
+        let data = [("reason".to_owned(), Value::Text(reason.chars().take(256).collect()))];
+        self.say_properties(vec![("online".to_owned(), Value::Bool(false))]);
+        self.say(Word::Event { name: "offline".to_owned(), data: Value::Object(data.into()) });
+        self.say(Word::Presence { online: false, reason: reason.to_owned() });
+    }
+
+    /// A look at the stream, about once a second: says what changed.
+    pub(super) fn observe(&mut self, info: &StreamInfo, now: Instant) {
+        self.observe_relays(info);
+        if self.next.is_none_or(|next| now < next) || !info.live {
+            return;
+        }
+        let changed: Vec<_> = properties(info).into_iter().filter(|(name, value)| self.is_news(name, value)).collect();
+        if changed.is_empty() {
+            return;
+        }
+        self.next = Some(now + INTERVAL);
+        self.say_properties(changed);
+    }
+
+    fn observe_relays(&mut self, info: &StreamInfo) {
+        self.relays.resize(info.relays.len(), RelayState::Connecting);
+        let mut words = Vec::new();
+        for (before, relay) in self.relays.iter_mut().zip(&info.relays) {
+            let name = match (*before, relay.state) {
+                (RelayState::Sending, RelayState::Sending) | (RelayState::Waiting, RelayState::Waiting) => continue,
+                (_, RelayState::Connecting) => continue,
+                (_, RelayState::Sending) => "relayUp",
+                (_, RelayState::Waiting) => "relayDown",
+            };
+            *before = relay.state;
+            let mut data = vec![("url".to_owned(), Value::Text(relay.url.clone()))];
+            data.extend(
+                relay.error.clone().filter(|_| name == "relayDown").map(|e| ("reason".to_owned(), Value::Text(e))),
+            );
+            words.push(Word::Event { name: name.to_owned(), data: Value::Object(data.into_iter().collect()) });
+        }
+        for word in words {
+            self.say(word);
+        }
+    }
+
+    fn is_news(&self, name: &str, value: &Value) -> bool {
+        let Some((_, said)) = self.said.iter().find(|(known, _)| known == name) else { return true };
+        match (said.as_f64(), value.as_f64()) {
+            (Some(before), Some(now)) if matches!(name, "fps" | "bitRate" | "keyInterval") => {
+                (now - before).abs() > before.abs() * DEADBAND
+            }
+            _ => said != value,
+        }
+    }
+
+    fn say_properties(&mut self, properties: Vec<(String, Value)>) {
+        for (name, value) in &properties {
+            match self.said.iter_mut().find(|(known, _)| known == name) {
+                Some((_, said)) => *said = value.clone(),
+                None => self.said.push((name.clone(), value.clone())),
+            }
+        }
+        self.say(Word::Properties(properties));
+    }
+
+    fn say(&mut self, word: Word) {
+        let time_us = Some(clock::now_us());
+        let report = Report { device: self.device.clone(), product: Some(PRODUCT.to_owned()), time_us, word };
+        self.dropped += u64::from(self.reports.try_send(report).is_err());
+    }
+}
+
+fn properties(info: &StreamInfo) -> Vec<(String, Value)> {
+    let mut all = vec![("online", Value::Bool(info.live)), ("viewers", Value::Int(info.viewers as i64))];
+    if let Some(video) = &info.video {
+        all.push(("codec", Value::Text(video.codec.clone())));
+        if video.width > 0 {
+            all.push(("width", Value::Int(i64::from(video.width))));
+            all.push(("height", Value::Int(i64::from(video.height))));
+        }
+        all.push(("fps", Value::Float((info.fps * 100.0).round() / 100.0)));
+        all.push(("keyInterval", Value::Float(info.key_interval_ms as f64 / 1000.0)));
+    }
+    if let Some(audio) = &info.audio {
+        all.push(("audioCodec", Value::Text(audio.codec.clone())));
+    }
+    all.push(("bitRate", Value::Int(info.bits_per_second as i64)));
+    all.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::info::VideoInfo;
+    use super::*;
+
+    fn info() -> StreamInfo {
+        let video = Some(VideoInfo { codec: "H264".to_owned(), width: 1280, height: 720 });
+        StreamInfo { live: true, video, fps: 25.0, bits_per_second: 1_000_000, ..StreamInfo::default() }
+    }
+
+    fn said(reports: &mut mpsc::Receiver<Report>) -> Vec<Word> {
+        std::iter::from_fn(|| reports.try_recv().ok()).map(|report| report.word).collect()
+    }
+
+    #[test]
+    fn says_what_changed_and_no_more_often_than_every_five_seconds() {
+        let (send, mut reports) = mpsc::channel(16);
+        let mut camera = Camera::new("live/gate".to_owned(), send);
+        let start = Instant::now();
+        camera.online("10.0.0.9:5000", start);
+        assert_eq!(said(&mut reports).len(), 3);
+        camera.observe(&info(), start + Duration::from_secs(1));
+        assert_eq!(said(&mut reports), vec![]);
+        camera.observe(&info(), start + Duration::from_secs(3));
+        let Some(Word::Properties(first)) = said(&mut reports).pop() else { panic!("no properties") };
+        assert!(first.contains(&("width".to_owned(), Value::Int(1280))));
+        // A rate that swings a little is no news; a viewer more is, but not within the interval.
+        let swung = StreamInfo { bits_per_second: 1_020_000, ..info() };
+        camera.observe(&swung, start + Duration::from_secs(9));
+        assert_eq!(said(&mut reports), vec![]);
+        let watched = StreamInfo { viewers: 1, ..info() };
+        camera.observe(&watched, start + Duration::from_secs(10));
+        assert_eq!(said(&mut reports), vec![Word::Properties(vec![("viewers".to_owned(), Value::Int(1))])]);
+        camera.observe(&info(), start + Duration::from_secs(11));
+        assert_eq!(said(&mut reports), vec![]);
+        camera.offline("the publisher closed the stream");
+        assert_eq!(said(&mut reports).len(), 3);
+    }
+
+    #[test]
+    fn a_full_intake_costs_a_count() {
+        let (send, _reports) = mpsc::channel(1);
+        let mut camera = Camera::new("live/gate".to_owned(), send);
+        camera.online("x", Instant::now());
+        assert_eq!(camera.dropped, 2);
+    }
+}

@@ -1,0 +1,348 @@
+//! One stream in one container to all its viewers, and the loop of a stream thread that visits them.
+//!
+//! The loop writes at once while the thread has time to spare; under load it visits one phase of the viewers at a time,
+//! so that every viewer is written to once a merge window and ingest gets its turn between the batches.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use protocols::media::{Container, Mux, Tracks, Unit, mux};
+use tokio::task::yield_now;
+
+use super::gop::{CLOCK_HZ, Keep, Mark};
+use super::hub::{Hub, SWEEP};
+use super::log::Log;
+use super::viewer::{Closed, Flushed, Viewer};
+
+/// Groups of viewers that are written to one after the other within a merge window.
+pub(super) const PHASES: usize = 8;
+
+/// Viewers visited before ingest gets its turn.
+const BATCH: usize = 64;
+
+/// When the kernel took no more: how long until the next try, while no new unit causes one.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// Which viewers a pass visits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pick {
+    All,
+    /// Those the kernel took no more for.
+    Blocked,
+    Phase(usize),
+    /// All, and their sessions' clocks.
+    Sweep,
+}
+
+/// What went out and who went away.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Tally {
+    pub bytes: u64,
+    pub skips: u64,
+    pub left: u64,
+    pub stalled: u64,
+    pub slow: u64,
+    pub fault: u64,
+    pub ended: u64,
+    /// Viewers (not relays) that went, of whatever reason.
+    pub viewers_gone: usize,
+    /// Some viewer is blocked / has more to get at once.
+    pub blocked: bool,
+    pub more: bool,
+}
+
+impl Tally {
+    fn gone(&mut self, viewer: &Viewer, reason: Closed) {
+        *match reason {
+            Closed::Left => &mut self.left,
+            Closed::Stalled => &mut self.stalled,
+            Closed::Slow => &mut self.slow,
+            Closed::Fault => &mut self.fault,
+            Closed::Ended => &mut self.ended,
+        } += 1;
+        self.viewers_gone += usize::from(!viewer.is_relay());
+    }
+}
+
+/// What the passes go by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// Media clock ticks.
+    pub lag_max: i64,
+    pub stall_max: Duration,
+}
+
+impl Patience {
+    pub(super) fn new(lag_max_ms: u64, stall_max: Duration) -> Self {
+        let lag_max = i64::try_from(lag_max_ms).unwrap_or(i64::MAX / CLOCK_HZ).saturating_mul(CLOCK_HZ / 1000);
+        Self { lag_max, stall_max }
+    }
+}
+
+/// A stream in one container: muxed once, read by all its viewers.
+pub(super) struct Rendition {
+    pub(super) container: Container,
+    mux: Box<dyn Mux>,
+    log: Log,
+    pub(super) viewers: Vec<Viewer>,
+    scratch: BytesMut,
+    /// The preamble of those who start at this offset.
+    preamble: Option<(u64, Bytes)>,
+    pub(super) idle_since: Option<Instant>,
+}
+
+impl Rendition {
+    pub(super) fn new(container: Container, keep: Keep) -> Self {
+        Self {
+            container,
+            mux: mux(container),
+            log: Log::new(keep),
+            viewers: Vec::new(),
+            scratch: BytesMut::new(),
+            preamble: None,
+            idle_since: None,
+        }
+    }
+
+    /// Muxes one unit for all.
+    pub(super) fn append(&mut self, unit: &Unit, mark: Mark, tracks: &Tracks, patience: &Patience) {
+        self.scratch.clear();
+        self.mux.unit(unit, &mut self.scratch);
+        let sealed = self.log.append(mark, unit.dts_90k, &self.scratch);
+        if sealed || mark == Mark::Key || self.log.bound() > self.log.gop().tail() {
+            self.evict(tracks, patience);
+        }
+    }
+
+    /// Lets go of what no healthy viewer and no joining one needs, and of what the limits demand.
+    fn evict(&mut self, tracks: &Tracks, patience: &Patience) {
+        let log = &self.log;
+        let healthy = self.viewers.iter().filter(|v| v.cursor.lag(log) <= patience.lag_max);
+        let needed = healthy.filter_map(|v| v.cursor.needs()).min().map_or(u64::MAX, |o| log.gop().tag_start(o));
+        let tail = log.gop().floor().min(needed).max(log.bound());
+        if tail <= log.gop().tail() {
+            return;
+        }
+        for viewer in &mut self.viewers {
+            if let Some(passed) = viewer.cursor.displace(log, tail) {
+                viewer.displace();
+                if passed {
+                    viewer.cursor.interject(configs(&mut *self.mux, tracks, log.gop().head_dts()));
+                }
+            }
+        }
+        self.log.evict(tail);
+    }
+
+    /// Takes a viewer in at the newest key frame and writes to it.
+    pub(super) fn join(&mut self, mut viewer: Viewer, round: &Round<'_>) -> Tally {
+        viewer.cursor.start(&self.log);
+        self.idle_since = None;
+        self.viewers.push(viewer);
+        let mut tally = Tally::default();
+        let mut at = self.viewers.len() - 1;
+        // At once, not with the next phase: a player's first picture is what its user waits for.
+        self.visit(&mut at, Pick::All, round, &mut tally);
+        tally
+    }
+
+    /// A configuration appeared or changed: what was prepared for joining viewers is stale.
+    pub(super) fn tracks_changed(&mut self) {
+        self.preamble = None;
+    }
+
+    /// Visits up to [`BATCH`] viewers from `at` on; `false` when there are no more.
+    fn visit(&mut self, at: &mut usize, pick: Pick, round: &Round<'_>, tally: &mut Tally) -> bool {
+        let step = if let Pick::Phase(_) = pick { PHASES } else { 1 };
+        for _ in 0..BATCH {
+            if *at >= self.viewers.len() {
+                return false;
+            }
+            match self.visit_one(*at, pick, round, tally) {
+                Flushed::Gone(reason) => {
+                    let viewer = self.viewers.swap_remove(*at);
+                    tally.gone(&viewer, reason);
+                    viewer.close(&self.log, round.now, reason);
+                    // The last viewer is here now; it may be visited twice this round, which does no harm.
+                    continue;
+                }
+                Flushed::Blocked => tally.blocked = true,
+                Flushed::More => tally.more = true,
+                Flushed::Done => {}
+            }
+            *at += step;
+        }
+        true
+    }
+
+    fn visit_one(&mut self, at: usize, pick: Pick, round: &Round<'_>, tally: &mut Tally) -> Flushed {
+        let Some(viewer) = self.viewers.get_mut(at) else { return Flushed::Done };
+        if pick == Pick::Blocked && !viewer.is_blocked() && !viewer.cursor.behind(&self.log) {
+            return Flushed::Done;
+        }
+        let ticked = if pick == Pick::Sweep { viewer.tick(round.now) } else { Ok(()) };
+        if let Err(reason) = ticked.and_then(|()| viewer.hear(round.now)) {
+            return Flushed::Gone(reason);
+        }
+        let mut passed = viewer.cursor.waiting() && viewer.cursor.settle(&self.log) && viewer.greeted;
+        if viewer.is_blocked()
+            && viewer.cursor.lag(&self.log) > round.patience.lag_max
+            && let Some(passes) = viewer.cursor.jump(&self.log)
+        {
+            passed |= passes;
+            viewer.displace();
+        }
+        if let Some(bearable) = viewer.take_skip(round.now) {
+            tally.skips += 1;
+            if !bearable {
+                return Flushed::Gone(Closed::Slow);
+            }
+        }
+        if passed {
+            let at = self.log.gop().head_dts() - viewer.cursor.lag(&self.log);
+            viewer.cursor.interject(configs(&mut *self.mux, round.tracks, at));
+        }
+        if !viewer.greeted
+            && let Some(offset) = viewer.cursor.needs()
+        {
+            let cached = self.preamble.take().filter(|(at, _)| *at == offset);
+            let (_, preamble) = self.preamble.insert(cached.unwrap_or_else(|| {
+                let at = self.log.gop().head_dts() - self.log.gop().lag(offset);
+                (offset, self.mux.preamble(round.tracks, at))
+            }));
+            viewer.cursor.interject(preamble.clone());
+            viewer.greeted = true;
+        }
+        viewer.write(&self.log, round.now, round.patience.stall_max, &mut tally.bytes)
+    }
+
+    /// Everybody goes.
+    pub(super) fn close(&mut self, now: Instant, reason: Closed, tally: &mut Tally) {
+        for viewer in self.viewers.drain(..) {
+            tally.gone(&viewer, reason);
+            viewer.close(&self.log, now, reason);
+        }
+    }
+
+    /// Bytes held in memory.
+    pub(super) fn bytes(&self) -> u64 {
+        self.log.bytes()
+    }
+}
+
+/// What one pass goes by.
+pub(super) struct Round<'a> {
+    pub now: Instant,
+    pub tracks: &'a Tracks,
+    pub patience: Patience,
+}
+
+/// Where a pass is: rendition and viewer.
+#[derive(Debug, Default)]
+pub(super) struct Place {
+    rendition: usize,
+    viewer: usize,
+    begun: bool,
+}
+
+/// Visits a batch of viewers; `false` at the end.
+pub(super) fn visit(
+    renditions: &mut [Rendition],
+    place: &mut Place,
+    pick: Pick,
+    round: &Round<'_>,
+    tally: &mut Tally,
+) -> bool {
+    let first = if let Pick::Phase(phase) = pick { phase } else { 0 };
+    if !place.begun {
+        place.begun = true;
+        place.viewer = first;
+    }
+    let Some(rendition) = renditions.get_mut(place.rendition) else { return false };
+    if !rendition.visit(&mut place.viewer, pick, round, tally) {
+        place.rendition += 1;
+        place.viewer = first;
+    }
+    place.rendition < renditions.len()
+}
+
+/// The bare configurations, for a viewer that skipped over a change.
+fn configs(mux: &mut dyn Mux, tracks: &Tracks, dts_90k: i64) -> Bytes {
+    let mut out = BytesMut::new();
+    for config in [&tracks.video, &tracks.audio].into_iter().flatten() {
+        let mut config = config.clone();
+        config.dts_90k = dts_90k;
+        config.pts_90k = dts_90k;
+        mux.unit(&config, &mut out);
+    }
+    out.freeze()
+}
+
+/// The loop of a stream thread; ends with the thread.
+pub(super) async fn run(hub: Rc<Hub>) {
+    let mut sweep_at = Instant::now() + SWEEP;
+    let mut tick_at = Instant::now();
+    let mut phase = 0;
+    let (mut blocked, mut more) = (false, false);
+    loop {
+        let step = hub.window() / PHASES as u32;
+        let merging = !step.is_zero();
+        let dirty = hub.dirty();
+        let now = Instant::now();
+        if hub.is_empty() {
+            // Nothing to look at: the thread sleeps until there is.
+            (sweep_at, blocked, more) = (now + SWEEP, false, false);
+        }
+        let mut next = (!hub.is_empty()).then_some(sweep_at.max(now));
+        let mut at_latest = |at: Instant| next = Some(next.map_or(at, |before: Instant| before.min(at)));
+        if more {
+            at_latest(now);
+        } else if blocked {
+            at_latest(now + RETRY);
+        }
+        if merging && dirty {
+            at_latest(tick_at);
+        }
+        hub.rest(next, !merging || !dirty).await;
+        let now = Instant::now();
+        hub.measure(now);
+        if now >= sweep_at && !hub.is_empty() {
+            hub.late(now.duration_since(sweep_at));
+            (blocked, more) = pass(&hub, Pick::Sweep).await;
+            hub.sweep(now);
+            sweep_at = now + SWEEP;
+        } else if merging && hub.dirty() && now >= tick_at {
+            hub.late(now.duration_since(tick_at));
+            let (some_blocked, some_more) = pass(&hub, Pick::Phase(phase)).await;
+            blocked |= some_blocked;
+            more |= some_more;
+            phase = (phase + 1) % PHASES;
+            tick_at = (tick_at + step).max(now + step / 2);
+        } else if !merging && hub.dirty() {
+            (blocked, more) = pass(&hub, Pick::All).await;
+        } else if blocked || more {
+            (blocked, more) = pass(&hub, Pick::Blocked).await;
+        }
+        yield_now().await;
+    }
+}
+
+/// Visits the picked viewers of all sources; whether some are blocked, and whether some have more to get at once.
+async fn pass(hub: &Hub, pick: Pick) -> (bool, bool) {
+    let (mut blocked, mut more) = (false, false);
+    for source in hub.due(pick) {
+        let mut place = Place::default();
+        loop {
+            let (tally, goes_on) = source.borrow_mut().flush(&mut place, pick, hub.rules.patience);
+            blocked |= tally.blocked;
+            more |= tally.more;
+            hub.count(&tally);
+            if !goes_on {
+                break;
+            }
+            yield_now().await;
+        }
+    }
+    (blocked, more)
+}

@@ -1,0 +1,371 @@
+//! What one stream thread owns: its sources by name, its merge window, its figures. Everything in here stays on its
+//! thread: no locks, but for the directory of the core, which is touched when streams come and go and once a second.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use device_models::Report;
+use protocols::media::{Container, StreamName, Unit};
+use protocols::{Input, Outbox, Output};
+use rustix::time::{ClockId, clock_gettime};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use super::camera::Camera;
+use super::fanout::{Pick, Tally};
+use super::info::ThreadInfo;
+use super::source::{Generation, Source};
+use super::viewer::Viewer;
+use super::window::Window;
+use super::{Handover, Order, Rules, Shared, fanout, ingest, relay, sockets};
+use crate::{clock, threads};
+
+/// How often a thread looks at all its streams and viewers.
+pub(super) const SWEEP: Duration = Duration::from_secs(1);
+
+/// How often the busy fraction is measured.
+const MEASURE: Duration = Duration::from_millis(250);
+
+pub(super) type SharedSource = Rc<RefCell<Source>>;
+
+pub(super) struct Hub {
+    pub(super) rules: Rules,
+    index: usize,
+    thread: String,
+    cpu: usize,
+    shared: Arc<Shared>,
+    reports: mpsc::Sender<Report>,
+    sources: RefCell<Vec<SharedSource>>,
+    /// Sources with units that viewers have not seen.
+    dirty: RefCell<Vec<SharedSource>>,
+    wake: Notify,
+    window: RefCell<Window>,
+    measured: Cell<(Instant, Duration)>,
+    lag: Cell<Duration>,
+    bytes_in: Cell<u64>,
+    bytes_out: Cell<u64>,
+}
+
+impl Hub {
+    fn new(index: usize, thread: String, cpu: usize, shared: Arc<Shared>, reports: mpsc::Sender<Report>) -> Self {
+        let rules = shared.rules.clone();
+        let window = Window::new(rules.window_min_ms, rules.window_max_ms);
+        Self {
+            rules,
+            index,
+            thread,
+            cpu,
+            shared,
+            reports,
+            sources: RefCell::default(),
+            dirty: RefCell::default(),
+            wake: Notify::new(),
+            window: RefCell::new(window),
+            measured: Cell::new((Instant::now(), cpu_time())),
+            lag: Cell::default(),
+            bytes_in: Cell::default(),
+            bytes_out: Cell::default(),
+        }
+    }
+
+    pub(super) fn find(&self, name: &StreamName) -> Option<SharedSource> {
+        self.sources.borrow().iter().find(|source| source.borrow().name == *name).cloned()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.sources.borrow().is_empty()
+    }
+
+    // --- publishers ---
+
+    /// Gives the stream to a new publisher, or says why not.
+    pub(super) fn publish(
+        self: &Rc<Self>,
+        name: &StreamName,
+        handover: &Handover,
+    ) -> Result<(SharedSource, Generation, CancellationToken), &'static str> {
+        let found = self.find(name);
+        if found.as_ref().is_some_and(|source| source.borrow().is_live()) && !self.rules.takeover {
+            return Err("the stream has a publisher, and takeover is off");
+        }
+        let source = found.unwrap_or_else(|| self.open(name));
+        let stop = CancellationToken::new();
+        let generation = source.borrow_mut().publish(handover.peer.address, clock::now_us(), stop.clone());
+        let publisher = handover.peer.address.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
+        info!(stream = %name, publisher, thread = self.thread, "stream is live");
+        source.borrow_mut().camera.online(&publisher, Instant::now());
+        self.announce(&source);
+        Ok((source, generation, stop))
+    }
+
+    fn open(self: &Rc<Self>, name: &StreamName) -> SharedSource {
+        let camera = Camera::new(name.to_string(), self.reports.clone());
+        let source = Source::new(name.clone(), self.rules.keep, camera, Instant::now());
+        let source = Rc::new(RefCell::new(source));
+        self.sources.borrow_mut().push(source.clone());
+        self.wake.notify_one();
+        relay::start(self, &source, &self.rules.relays);
+        source
+    }
+
+    pub(super) fn refused_publisher(&self) {
+        self.shared.refused.publishers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes a publisher's unit.
+    pub(super) fn push(&self, source: &SharedSource, unit: Unit) {
+        self.bytes_in.set(self.bytes_in.get() + unit.data.len() as u64);
+        let news = source.borrow_mut().push(unit, &self.rules.patience);
+        if news {
+            self.dirty.borrow_mut().push(source.clone());
+            self.wake.notify_one();
+        }
+    }
+
+    /// The publisher went; its viewers are kept for the grace time.
+    pub(super) fn unpublish(&self, source: &SharedSource, generation: Generation, reason: &str) {
+        let ended = source.borrow_mut().unpublish(generation, Instant::now());
+        if ended {
+            info!(stream = %source.borrow().name, reason, "stream has no publisher");
+            source.borrow_mut().camera.offline(reason);
+            self.announce(source);
+        }
+    }
+
+    // --- viewers ---
+
+    fn watch(&self, name: &StreamName, container: Container, handover: Handover) {
+        let Some(source) = self.find(name) else {
+            self.shared.refused.orphans.fetch_add(1, Ordering::Relaxed);
+            self.shared.viewers.fetch_sub(1, Ordering::Relaxed);
+            self.shared.settle(name);
+            refuse(handover, "the stream is gone");
+            return;
+        };
+        sockets::prepare_viewer(&handover.socket, source.borrow().bits_per_second(), self.window());
+        let Handover { socket, session, mut outbox, unread, limits, peer } = handover;
+        let socket = match TcpStream::from_std(socket) {
+            Ok(socket) => socket,
+            Err(error) => {
+                debug!(stream = %name, %error, "cannot take over a viewer's socket");
+                self.shared.viewers.fetch_sub(1, Ordering::Relaxed);
+                return;
+            }
+        };
+        debug!(stream = %name, ?container, peer = ?peer.address, "viewer");
+        let mut viewer = Viewer::new(socket, session, unread, limits.frame_max);
+        if viewer.carry_out(&mut outbox).and_then(|()| viewer.understand_leftover(Instant::now())).is_err() {
+            self.shared.viewers.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        self.join(&source, container, viewer);
+    }
+
+    pub(super) fn join(&self, source: &SharedSource, container: Container, viewer: Viewer) {
+        let tally = source.borrow_mut().join(container, viewer, self.rules.patience);
+        self.count(&tally);
+        if tally.blocked || tally.more {
+            self.wake.notify_one();
+        }
+    }
+
+    // --- the loop of fanout.rs ---
+
+    /// Sources a pass has to visit.
+    pub(super) fn due(&self, pick: Pick) -> Vec<SharedSource> {
+        match pick {
+            Pick::All => {
+                let due = self.dirty.take();
+                for source in &due {
+                    source.borrow_mut().take_due(pick);
+                }
+                due
+            }
+            Pick::Phase(_) => {
+                let due = self.dirty.borrow().clone();
+                self.dirty.borrow_mut().retain(|source| source.borrow_mut().take_due(pick));
+                due
+            }
+            Pick::Blocked | Pick::Sweep => self.sources.borrow().clone(),
+        }
+    }
+
+    pub(super) fn dirty(&self) -> bool {
+        !self.dirty.borrow().is_empty()
+    }
+
+    pub(super) fn count(&self, tally: &Tally) {
+        self.bytes_out.set(self.bytes_out.get() + tally.bytes);
+        if tally.viewers_gone > 0 {
+            self.shared.viewers.fetch_sub(tally.viewers_gone, Ordering::Relaxed);
+        }
+    }
+
+    /// Sleeps until `next`, or until there is news if it `listens`.
+    pub(super) async fn rest(&self, next: Option<Instant>, listens: bool) {
+        let sleep = async {
+            match next {
+                Some(next) => tokio::time::sleep_until(next.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        if next.is_some_and(|next| next <= Instant::now()) {
+            return;
+        }
+        tokio::select! {
+            biased;
+            () = self.wake.notified(), if listens || next.is_none() => {}
+            () = sleep => {}
+        }
+    }
+
+    pub(super) fn window(&self) -> Duration {
+        self.window.borrow().length()
+    }
+
+    /// Measures the busy fraction when it is time to.
+    pub(super) fn measure(&self, now: Instant) {
+        let (at, used) = self.measured.get();
+        let span = now.duration_since(at);
+        if span >= MEASURE {
+            let used_now = cpu_time();
+            self.measured.set((now, used_now));
+            self.window.borrow_mut().measured(used_now.saturating_sub(used).as_secs_f64() / span.as_secs_f64());
+        }
+    }
+
+    /// Something began this much after its time.
+    pub(super) fn late(&self, by: Duration) {
+        self.lag.set(self.lag.get().max(by));
+    }
+
+    /// The once-a-second look at everything.
+    pub(super) fn sweep(&self, now: Instant) {
+        let sources = self.sources.borrow().clone();
+        for source in &sources {
+            let over = source.borrow_mut().sweep(now, self.rules.grace);
+            if over {
+                self.end(source, now);
+            } else {
+                let info = source.borrow().info(&self.thread);
+                source.borrow_mut().camera.observe(&info, now);
+                self.shared.publish_info(self.index, &source.borrow().name, info);
+            }
+        }
+        self.tell();
+    }
+
+    fn tell(&self) {
+        let told = ThreadInfo {
+            name: self.thread.clone(),
+            cpu: self.cpu,
+            busy: if self.is_empty() { 0.0 } else { self.window.borrow().busy() },
+            window_ms: self.window().as_millis() as u64,
+            lag_ms: self.lag.take().as_secs_f64() * 1000.0,
+            streams: self.sources.borrow().len(),
+            viewers: self.sources.borrow().iter().map(|source| source.borrow().viewers()).sum(),
+            bytes_in: self.bytes_in.get(),
+            bytes_out: self.bytes_out.get(),
+        };
+        self.shared.publish_thread(self.index, told);
+    }
+
+    fn announce(&self, source: &SharedSource) {
+        let info = source.borrow().info(&self.thread);
+        self.shared.publish_info(self.index, &source.borrow().name, info);
+        self.shared.changed();
+    }
+
+    fn end(&self, source: &SharedSource, now: Instant) {
+        source.borrow().stop_publisher();
+        let tally = source.borrow_mut().end(now);
+        self.count(&tally);
+        self.sources.borrow_mut().retain(|other| !Rc::ptr_eq(other, source));
+        self.dirty.borrow_mut().retain(|other| !Rc::ptr_eq(other, source));
+        self.shared.forget(&source.borrow().name);
+        info!(stream = %source.borrow().name, "stream ended");
+    }
+}
+
+/// A thread's `main`: takes what the core sends it until it is told to stop.
+pub(super) async fn run(
+    index: usize,
+    name: String,
+    cpu: usize,
+    shared: Arc<Shared>,
+    reports: mpsc::Sender<Report>,
+    mut orders: mpsc::Receiver<Order>,
+) {
+    let hub = Rc::new(Hub::new(index, name, cpu, shared, reports));
+    hub.tell();
+    let flushing = threads::spawn_local(fanout::run(hub.clone()));
+    while let Some(order) = orders.recv().await {
+        match order {
+            Order::Publish { stream, handover } => {
+                hub.shared.arrived(&stream);
+                threads::spawn_local(ingest::run(hub.clone(), stream, *handover));
+            }
+            Order::Watch { stream, container, handover } => {
+                hub.shared.arrived(&stream);
+                hub.watch(&stream, container, *handover);
+            }
+            Order::Close { stream, reply } => {
+                let source = hub.find(&stream);
+                if let Some(source) = &source {
+                    hub.end(source, Instant::now());
+                }
+                // The asker may have lost patience.
+                let _unheard = reply.send(source.is_some());
+            }
+            Order::Probe(reply) => {
+                let _unheard = reply.send(());
+            }
+            Order::Stop(reply) => {
+                stop(&hub).await;
+                let _unheard = reply.send(());
+                break;
+            }
+        }
+    }
+    flushing.abort();
+}
+
+/// Ends all streams and lets the publishers' tasks say goodbye.
+async fn stop(hub: &Rc<Hub>) {
+    let sources = hub.sources.borrow().clone();
+    for source in &sources {
+        let live = source.borrow().is_live();
+        if live {
+            source.borrow_mut().camera.offline("the gateway stops");
+        }
+        hub.end(source, Instant::now());
+    }
+    for _ in 0..16 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Tells a peer that it cannot stay, as far as its socket takes it, and closes.
+pub(super) fn refuse(handover: Handover, reason: &str) {
+    let Handover { socket, mut session, mut outbox, .. } = handover;
+    let mut goodbye = Outbox::default();
+    // It is closed in any case: a fault in the goodbye changes nothing.
+    let _fault = session.receive(Instant::now(), Input::Ended { reason }, &mut goodbye);
+    let outputs = std::iter::from_fn(|| outbox.pop()).chain(std::iter::from_fn(|| goodbye.pop()));
+    for bytes in outputs.filter_map(|output| if let Output::Send(bytes) = output { Some(bytes) } else { None }) {
+        if std::io::Write::write_all(&mut &socket, &bytes).is_err() {
+            return;
+        }
+    }
+}
+
+/// CPU time this thread has used.
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}

@@ -1,0 +1,204 @@
+//! A publisher on its stream thread: reads its socket, runs its session, and hands the units to the hub.
+
+use std::io;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use protocols::media::StreamName;
+use protocols::{Input, Limits, Outbox, Output, Session};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::hub::{Hub, SharedSource, refuse};
+use super::source::Generation;
+use super::{Handover, sockets};
+
+/// Room for one read, bytes: a frame of an ordinary camera in one or two reads.
+const READ_LEN: usize = 16 * 1024;
+
+/// Reads before other tasks of the thread get their turn.
+const READS_MAX: usize = 4;
+
+/// Answers a publisher may leave unread, bytes. They are acknowledgements and pings of a few bytes each.
+const ANSWERS_MAX: usize = 64 * 1024;
+
+struct Ingest {
+    hub: Rc<Hub>,
+    source: SharedSource,
+    generation: Generation,
+    socket: TcpStream,
+    session: Box<dyn Session>,
+    outbox: Outbox,
+    unread: BytesMut,
+    limits: Limits,
+    answers: BytesMut,
+    heard: Instant,
+}
+
+/// Runs one publisher to its end.
+pub(super) async fn run(hub: Rc<Hub>, stream: StreamName, handover: Handover) {
+    let (source, generation, stop) = match hub.publish(&stream, &handover) {
+        Ok(seat) => seat,
+        Err(reason) => {
+            debug!(%stream, peer = ?handover.peer.address, reason, "publisher refused");
+            hub.refused_publisher();
+            refuse(handover, reason);
+            return;
+        }
+    };
+    sockets::prepare(&handover.socket);
+    let Handover { socket, session, outbox, unread, limits, peer: _ } = handover;
+    let reason = match TcpStream::from_std(socket) {
+        Ok(socket) => {
+            let answers = BytesMut::new();
+            let (hub, source, heard) = (hub.clone(), source.clone(), Instant::now());
+            let mut ingest =
+                Ingest { hub, source, generation, socket, session, outbox, unread, limits, answers, heard };
+            let reason = ingest.talk(&stop).await;
+            ingest.goodbye(&reason);
+            reason
+        }
+        Err(error) => format!("cannot take over the publisher's socket: {error}"),
+    };
+    hub.unpublish(&source, generation, &reason);
+}
+
+impl Ingest {
+    /// Goes on until somebody has a reason to end.
+    async fn talk(&mut self, stop: &CancellationToken) -> String {
+        let silence_max = self.limits.silence_max.unwrap_or(self.hub.rules.silence_max).min(self.hub.rules.silence_max);
+        if let Err(reason) = self.carry_out().and_then(|()| self.understand()) {
+            return reason;
+        }
+        loop {
+            if let Err(reason) = self.answer() {
+                return reason;
+            }
+            let silent_at = self.heard + silence_max;
+            let wake_at = self.session.deadline().map_or(silent_at, |deadline| deadline.min(silent_at));
+            let waits = !self.answers.is_empty();
+            let interest = if waits { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return self.stopped(),
+                ready = self.socket.ready(interest) => {
+                    if let Err(error) = ready {
+                        return format!("the connection broke: {error}");
+                    }
+                }
+                () = tokio::time::sleep_until(wake_at.into()) => {}
+            }
+            let outcome = self.read().and_then(|()| self.tick(silent_at, silence_max));
+            if let Err(reason) = outcome {
+                return reason;
+            }
+        }
+    }
+
+    fn stopped(&self) -> String {
+        if self.source.borrow().is_current(self.generation) {
+            "the gateway closed the stream".to_owned()
+        } else {
+            "another publisher took the stream over".to_owned()
+        }
+    }
+
+    /// Reads what is there, within bounds.
+    fn read(&mut self) -> Result<(), String> {
+        for _ in 0..READS_MAX {
+            self.unread.reserve(READ_LEN);
+            match self.socket.try_read_buf(&mut self.unread) {
+                Ok(0) => return Err("the publisher closed the connection".to_owned()),
+                Ok(read) => {
+                    self.heard = Instant::now();
+                    self.understand()?;
+                    if read < READ_LEN {
+                        return Ok(());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(format!("the connection broke: {error}")),
+            }
+        }
+        Ok(())
+    }
+
+    fn understand(&mut self) -> Result<(), String> {
+        if self.unread.is_empty() {
+            return Ok(());
+        }
+        let heard = self.session.receive(Instant::now(), Input::Stream(&mut self.unread), &mut self.outbox);
+        self.carry_out()?;
+        match heard {
+            Err(fault) if fault.fatal => Err(format!("protocol fault: {fault}")),
+            Err(fault) => {
+                debug!(stream = %self.source.borrow().name, %fault, "recoverable fault");
+                Ok(())
+            }
+            Ok(()) if self.unread.len() > self.limits.frame_max => {
+                Err(format!("a frame is larger than {} bytes", self.limits.frame_max))
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn tick(&mut self, silent_at: Instant, silence_max: Duration) -> Result<(), String> {
+        let now = Instant::now();
+        if now >= silent_at && now >= self.heard + silence_max {
+            return Err(format!("the publisher sent nothing for {} s", silence_max.as_secs()));
+        }
+        if self.session.deadline().is_some_and(|deadline| deadline <= now) {
+            self.session.tick(now, &mut self.outbox);
+            self.carry_out()?;
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self) -> Result<(), String> {
+        while let Some(output) = self.outbox.pop() {
+            match output {
+                Output::Unit(unit) => {
+                    if !self.source.borrow().is_current(self.generation) {
+                        return Err(self.stopped());
+                    }
+                    self.hub.push(&self.source, unit);
+                }
+                Output::Send(bytes) => self.answers.extend_from_slice(&bytes),
+                Output::Close { reason } => return Err(reason.into_owned()),
+                // A publisher stays the source of its one stream.
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what waits for the publisher, as far as the kernel takes it.
+    fn answer(&mut self) -> Result<(), String> {
+        while !self.answers.is_empty() {
+            match self.socket.try_write(&self.answers) {
+                Ok(0) => return Err("the publisher closed the connection".to_owned()),
+                Ok(written) => drop(self.answers.split_to(written)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(format!("the connection broke: {error}")),
+            }
+        }
+        if self.answers.len() > ANSWERS_MAX {
+            return Err(format!("the publisher left more than {ANSWERS_MAX} bytes of answers unread"));
+        }
+        Ok(())
+    }
+
+    fn goodbye(&mut self, reason: &str) {
+        // The connection ends in any case: a fault in the goodbye changes nothing.
+        let _fault = self.session.receive(Instant::now(), Input::Ended { reason }, &mut self.outbox);
+        while let Some(output) = self.outbox.pop() {
+            if let Output::Send(bytes) = output {
+                self.answers.extend_from_slice(&bytes);
+            }
+        }
+        let _unsent = self.answer();
+    }
+}

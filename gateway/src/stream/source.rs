@@ -1,0 +1,324 @@
+//! One stream on its thread: who publishes it, what was published lately, and every container in which it is watched.
+//!
+//! Must not be in here: tasks and sockets of publishers (`ingest.rs`), the finding of streams by name (`hub.rs`).
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use protocols::media::aac::AudioSpecificConfig;
+use protocols::media::h264::AvcC;
+use protocols::media::{Change, Codec, Container, Kind, StreamName, Track, Tracks, Unit};
+use tokio_util::sync::CancellationToken;
+
+use super::camera::Camera;
+use super::fanout::{PHASES, Patience, Pick, Place, Rendition, Round, Tally, visit};
+use super::figures::Figures;
+use super::gop::{Keep, Mark};
+use super::info::{AudioInfo, RelayInfo, StreamCounters, StreamInfo, VideoInfo};
+use super::recent::Recent;
+use super::timeline::Timeline;
+use super::viewer::{Closed, Viewer};
+
+/// A container nobody watches is given up after this long: a player that reconnects finds it warm.
+const IDLE_MAX: Duration = Duration::from_secs(10);
+
+/// A publisher's place at a stream; void once another took over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Generation(u64);
+
+/// The publisher of the moment.
+#[derive(Debug)]
+struct Publisher {
+    peer: Option<SocketAddr>,
+    since_us: i64,
+    stop: CancellationToken,
+}
+
+pub(super) struct Source {
+    pub(super) name: StreamName,
+    keep: Keep,
+    generation: u64,
+    publisher: Option<Publisher>,
+    /// Since when there is no publisher.
+    gone_since: Option<Instant>,
+    timeline: Timeline,
+    /// What the present publisher sent, and the same as of the newest key frame: what one who joins there needs.
+    tracks: Tracks,
+    key_tracks: Tracks,
+    /// What viewers were told: a configuration equal to it need not be repeated, whoever publishes.
+    told: Tracks,
+    /// No video before the publisher's first key frame.
+    keyless: bool,
+    recent: Recent,
+    renditions: Vec<Rendition>,
+    figures: Figures,
+    pub(super) counters: StreamCounters,
+    pub(super) camera: Camera,
+    pub(super) relays: Vec<Rc<RefCell<RelayInfo>>>,
+    /// Ends the relays with the stream.
+    pub(super) ended: CancellationToken,
+    /// Flush phases that have not seen the newest units.
+    due: usize,
+}
+
+impl Source {
+    pub(super) fn new(name: StreamName, keep: Keep, camera: Camera, now: Instant) -> Self {
+        Self {
+            name,
+            keep,
+            generation: 0,
+            publisher: None,
+            gone_since: None,
+            timeline: Timeline::default(),
+            tracks: Tracks::default(),
+            key_tracks: Tracks::default(),
+            told: Tracks::default(),
+            keyless: true,
+            recent: Recent::new(keep),
+            renditions: Vec::new(),
+            figures: Figures::new(now),
+            counters: StreamCounters::default(),
+            camera,
+            relays: Vec::new(),
+            ended: CancellationToken::new(),
+            due: 0,
+        }
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        self.publisher.is_some()
+    }
+
+    // --- publishers ---
+
+    /// A new publisher takes the stream; one that has it is asked to go.
+    pub(super) fn publish(&mut self, peer: Option<SocketAddr>, since_us: i64, stop: CancellationToken) -> Generation {
+        if let Some(before) = self.publisher.replace(Publisher { peer, since_us, stop }) {
+            before.stop.cancel();
+            self.counters.takeovers += 1;
+        }
+        self.generation += 1;
+        self.counters.publishers += 1;
+        self.gone_since = None;
+        self.timeline.restart();
+        self.tracks = Tracks::default();
+        self.recent.restart();
+        self.keyless = true;
+        Generation(self.generation)
+    }
+
+    pub(super) fn is_current(&self, generation: Generation) -> bool {
+        self.generation == generation.0 && self.publisher.is_some()
+    }
+
+    /// The publisher went; `false` when another has its place already.
+    pub(super) fn unpublish(&mut self, generation: Generation, now: Instant) -> bool {
+        let current = self.is_current(generation);
+        if current {
+            self.publisher = None;
+            self.gone_since = Some(now);
+        }
+        current
+    }
+
+    /// Asks the publisher to go.
+    pub(super) fn stop_publisher(&self) {
+        if let Some(publisher) = &self.publisher {
+            publisher.stop.cancel();
+        }
+    }
+
+    /// Takes one unit; `true` when viewers should be visited for it.
+    pub(super) fn push(&mut self, mut unit: Unit, patience: &Patience) -> bool {
+        self.counters.bytes_in += unit.data.len() as u64;
+        self.figures.bytes(unit.data.len());
+        self.count(&unit);
+        if self.keyless && unit.track == Track::Video && unit.kind == Kind::Delta {
+            self.counters.keyless_frames += 1;
+            return false;
+        }
+        self.tracks.note(&unit);
+        let told = self.told.note(&unit);
+        if unit.kind == Kind::Config && told == Change::None {
+            self.counters.repeated_configs += 1;
+            return false;
+        }
+        self.timeline.place(&mut unit);
+        let mark = match (unit.track, unit.kind) {
+            (Track::Data, _) | (_, Kind::Config) => Mark::Config,
+            (Track::Video, Kind::Key) => Mark::Key,
+            (Track::Video, Kind::Delta) => Mark::Video,
+            (Track::Audio, _) => Mark::Audio,
+        };
+        if mark == Mark::Key {
+            self.keyless = false;
+            self.key_tracks = self.tracks.clone();
+            self.figures.key(unit.dts_90k);
+        } else if told == Change::New || !self.told.has_video() {
+            // A track that came late is news to those who join at an older key frame too.
+            self.key_tracks.note(&unit);
+        }
+        if mark == Mark::Key || told != Change::None {
+            self.renditions.iter_mut().for_each(Rendition::tracks_changed);
+        }
+        self.counters.gops_over_limit += u64::from(self.recent.push(mark, &unit));
+        for rendition in &mut self.renditions {
+            rendition.append(&unit, mark, &self.key_tracks, patience);
+        }
+        let watched = self.renditions.iter().any(|rendition| !rendition.viewers.is_empty());
+        watched && std::mem::replace(&mut self.due, PHASES) == 0
+    }
+
+    fn count(&mut self, unit: &Unit) {
+        match (unit.track, unit.kind) {
+            (_, Kind::Config) | (Track::Data, _) => {}
+            (Track::Video, _) => {
+                self.counters.video_frames += 1;
+                self.figures.video();
+            }
+            (Track::Audio, _) => self.counters.audio_frames += 1,
+        }
+    }
+
+    // --- viewers ---
+
+    /// Takes a viewer in and writes what there is for it.
+    pub(super) fn join(&mut self, container: Container, viewer: Viewer, patience: Patience) -> Tally {
+        let at = self.rendition(container, &patience);
+        let round = Round { now: Instant::now(), tracks: &self.key_tracks, patience };
+        let tally = self.renditions.get_mut(at).map(|rendition| rendition.join(viewer, &round)).unwrap_or_default();
+        self.note(&tally);
+        tally
+    }
+
+    /// The stream in this container, muxed from what was published lately when nobody watched it so far.
+    fn rendition(&mut self, container: Container, patience: &Patience) -> usize {
+        if let Some(at) = self.renditions.iter().position(|rendition| rendition.container == container) {
+            return at;
+        }
+        let mut rendition = Rendition::new(container, self.keep);
+        for (mark, unit) in self.recent.units() {
+            rendition.append(unit, *mark, &self.key_tracks, patience);
+        }
+        self.renditions.push(rendition);
+        self.renditions.len() - 1
+    }
+
+    /// Whether a pass has to look at this source; a phase of a pass counts the news down.
+    pub(super) fn take_due(&mut self, pick: Pick) -> bool {
+        match pick {
+            Pick::All => self.due = 0,
+            Pick::Phase(_) => self.due = self.due.saturating_sub(1),
+            Pick::Blocked | Pick::Sweep => {}
+        }
+        self.due > 0
+    }
+
+    /// Visits the next batch of viewers; `false` beside the tally when that was the last.
+    pub(super) fn flush(&mut self, place: &mut Place, pick: Pick, patience: Patience) -> (Tally, bool) {
+        let mut tally = Tally::default();
+        let round = Round { now: Instant::now(), tracks: &self.key_tracks, patience };
+        let goes_on = visit(&mut self.renditions, place, pick, &round, &mut tally);
+        self.note(&tally);
+        (tally, goes_on)
+    }
+
+    fn note(&mut self, tally: &Tally) {
+        let counters = &mut self.counters;
+        counters.bytes_out += tally.bytes;
+        counters.skips += tally.skips;
+        counters.viewers_left += tally.left;
+        counters.viewers_stalled += tally.stalled;
+        counters.viewers_slow += tally.slow;
+        counters.viewers_fault += tally.fault;
+        counters.viewers_ended += tally.ended;
+    }
+
+    /// All viewers go, and the relays.
+    pub(super) fn end(&mut self, now: Instant) -> Tally {
+        let mut tally = Tally::default();
+        for rendition in &mut self.renditions {
+            rendition.close(now, Closed::Ended, &mut tally);
+        }
+        self.ended.cancel();
+        self.note(&tally);
+        tally
+    }
+
+    pub(super) fn viewers(&self) -> usize {
+        let watching = |rendition: &Rendition| rendition.viewers.iter().filter(|viewer| !viewer.is_relay()).count();
+        self.renditions.iter().map(watching).sum()
+    }
+
+    // --- once a second ---
+
+    /// Closes the second; gives up containers nobody watches. `true` when the stream itself is over.
+    pub(super) fn sweep(&mut self, now: Instant, grace: Duration) -> bool {
+        self.figures.turn(now);
+        self.counters.times_fixed = self.timeline.fixed;
+        for rendition in &mut self.renditions {
+            if rendition.viewers.is_empty() {
+                rendition.idle_since.get_or_insert(now);
+            }
+        }
+        self.renditions.retain(|r| r.idle_since.is_none_or(|since| now.duration_since(since) < IDLE_MAX));
+        self.gone_since.is_some_and(|since| now.duration_since(since) >= grace)
+    }
+
+    pub(super) fn bits_per_second(&self) -> u64 {
+        self.figures.bits_per_second()
+    }
+
+    pub(super) fn info(&self, thread: &str) -> StreamInfo {
+        let kept: u64 = self.renditions.iter().map(Rendition::bytes).sum();
+        StreamInfo {
+            name: self.name.to_string(),
+            live: self.is_live(),
+            since_us: self.publisher.as_ref().map_or(0, |publisher| publisher.since_us),
+            publisher: self.publisher.as_ref().and_then(|publisher| publisher.peer),
+            thread: thread.to_owned(),
+            video: video_info(&self.tracks),
+            audio: audio_info(&self.tracks),
+            fps: if self.is_live() { self.figures.fps() } else { 0.0 },
+            bits_per_second: if self.is_live() { self.figures.bits_per_second() } else { 0 },
+            key_interval_ms: (self.figures.key_interval / 90) as u64,
+            viewers: self.viewers(),
+            kept_bytes: kept + self.recent.bytes(),
+            counters: StreamCounters { reports_dropped: self.camera.dropped, ..self.counters },
+            relays: self.relays.iter().map(|relay| relay.borrow().clone()).collect(),
+        }
+    }
+}
+
+fn codec_name(codec: Codec) -> &'static str {
+    match codec {
+        Codec::H264 => "H264",
+        Codec::H265 => "H265",
+        Codec::Aac => "AAC",
+        Codec::G711A => "G711A",
+        Codec::G711U => "G711U",
+        Codec::Mp3 => "MP3",
+        Codec::Script => "script",
+    }
+}
+
+fn video_info(tracks: &Tracks) -> Option<VideoInfo> {
+    let codec = tracks.video_codec?;
+    let config = tracks.video.as_ref().filter(|_| codec == Codec::H264);
+    let picture = config.and_then(|config| AvcC::parse(&config.data).ok()).and_then(|avcc| avcc.picture());
+    let (width, height) = picture.map_or((0, 0), |sps| (sps.width, sps.height));
+    Some(VideoInfo { codec: codec_name(codec).to_owned(), width, height })
+}
+
+fn audio_info(tracks: &Tracks) -> Option<AudioInfo> {
+    let codec = tracks.audio_codec?;
+    let config = tracks.audio.as_ref().filter(|_| codec == Codec::Aac);
+    let aac = config.and_then(|config| AudioSpecificConfig::parse(&config.data).ok());
+    let (rate, channels) = match codec {
+        Codec::G711A | Codec::G711U => (8000, 1),
+        _ => aac.map_or((0, 0), |aac| (aac.rate, u32::from(aac.channels))),
+    };
+    Some(AudioInfo { codec: codec_name(codec).to_owned(), rate, channels })
+}

@@ -1,0 +1,250 @@
+//! One viewer: a socket, a cursor, and the session that hears what little a viewer says. No task, channel or queue of
+//! its own; `fanout.rs` visits it.
+
+use std::io::{self, IoSlice};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use protocols::{Input, Outbox, Output, Session};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+
+use super::cursor::Cursor;
+use super::log::{Log, SLICES_MAX};
+
+/// Writes one visit may make: enough to bring a GOP to a new viewer, few enough not to hold up the others.
+const WRITES_MAX: usize = 4;
+
+/// Skips within [`SKIPS_SPAN`] after which a viewer is too slow for the stream.
+const SKIPS_MAX: u16 = 10;
+const SKIPS_SPAN: Duration = Duration::from_secs(60);
+
+/// Why a viewer went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Closed {
+    /// It closed or broke the connection.
+    Left,
+    /// It took no byte for too long.
+    Stalled,
+    /// It skipped too often.
+    Slow,
+    /// It broke its protocol.
+    Fault,
+    /// The stream ended, or the gateway stops.
+    Ended,
+}
+
+impl Closed {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Left => "the peer closed the connection",
+            Self::Stalled => "the peer took no byte for too long",
+            Self::Slow => "the peer is too slow for the stream",
+            Self::Fault => "the peer broke the protocol",
+            Self::Ended => "the stream ended",
+        }
+    }
+}
+
+/// How a visit ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flushed {
+    /// It has everything.
+    Done,
+    /// The kernel takes no more for now.
+    Blocked,
+    /// There is more, and the kernel takes it.
+    More,
+    Gone(Closed),
+}
+
+pub(super) struct Viewer {
+    socket: TcpStream,
+    pub(super) cursor: Cursor,
+    session: Box<dyn Session>,
+    unread: BytesMut,
+    frame_max: usize,
+    /// It has its preamble.
+    pub(super) greeted: bool,
+    blocked_since: Option<Instant>,
+    skips_since: Option<Instant>,
+    skips: u16,
+    /// It was moved ahead, and took something since it was last: only then is it another skip.
+    displaced: bool,
+    moved: bool,
+    /// Tells a relay that its connection is over.
+    relay: Option<oneshot::Sender<Closed>>,
+}
+
+impl Viewer {
+    pub(super) fn new(socket: TcpStream, session: Box<dyn Session>, unread: BytesMut, frame_max: usize) -> Self {
+        // The driver's receive buffer is sized for handshakes; thousands of idle viewers must not keep one each.
+        let unread = if unread.is_empty() { BytesMut::new() } else { BytesMut::from(&unread[..]) };
+        Self {
+            socket,
+            cursor: Cursor::default(),
+            session,
+            unread,
+            frame_max,
+            greeted: false,
+            blocked_since: None,
+            skips_since: None,
+            skips: 0,
+            displaced: false,
+            moved: true,
+            relay: None,
+        }
+    }
+
+    #[allow(dead_code, reason = "relays come with the RTMP client")]
+    pub(super) fn for_relay(mut self, closed: oneshot::Sender<Closed>) -> Self {
+        self.relay = Some(closed);
+        self
+    }
+
+    pub(super) fn is_relay(&self) -> bool {
+        self.relay.is_some()
+    }
+
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked_since.is_some()
+    }
+
+    /// The log moved it ahead, or it jumped.
+    pub(super) fn displace(&mut self) {
+        self.displaced = true;
+    }
+
+    /// Whether it was moved ahead since it last took something: `None` when not, else whether that is bearable.
+    pub(super) fn take_skip(&mut self, now: Instant) -> Option<bool> {
+        if !std::mem::take(&mut self.displaced) || !std::mem::take(&mut self.moved) {
+            return None;
+        }
+        let since = *self.skips_since.get_or_insert(now);
+        if now.duration_since(since) > SKIPS_SPAN {
+            self.skips_since = Some(now);
+            self.skips = 0;
+        }
+        self.skips += 1;
+        Some(self.skips <= SKIPS_MAX)
+    }
+
+    /// Carries out what the session wants.
+    pub(super) fn carry_out(&mut self, outbox: &mut Outbox) -> Result<(), Closed> {
+        let mut outcome = Ok(());
+        while let Some(output) = outbox.pop() {
+            match output {
+                Output::Send(bytes) => {
+                    let fits = self.cursor.interject(bytes);
+                    outcome = if fits { outcome } else { Err(Closed::Stalled) };
+                }
+                Output::Close { .. } => outcome = Err(Closed::Left),
+                // A viewer has no more to say: what it reports or asks for is not heard.
+                _ => {}
+            }
+        }
+        outcome
+    }
+
+    /// Reads what the viewer said, if anything. Costs no system call while there is nothing.
+    pub(super) fn hear(&mut self, now: Instant) -> Result<(), Closed> {
+        let mut buffer = [0; 2048];
+        loop {
+            match self.socket.try_read(&mut buffer) {
+                Ok(0) => return Err(Closed::Left),
+                Ok(read) => {
+                    self.unread.extend_from_slice(buffer.get(..read).unwrap_or_default());
+                    self.understand(now)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(_) => return Err(Closed::Left),
+            }
+        }
+    }
+
+    /// Lets the session take what came with the viewer, if anything did.
+    pub(super) fn understand_leftover(&mut self, now: Instant) -> Result<(), Closed> {
+        if self.unread.is_empty() { Ok(()) } else { self.understand(now) }
+    }
+
+    fn understand(&mut self, now: Instant) -> Result<(), Closed> {
+        let mut outbox = Outbox::default();
+        let heard = self.session.receive(now, Input::Stream(&mut self.unread), &mut outbox);
+        self.carry_out(&mut outbox)?;
+        if heard.is_err_and(|fault| fault.fatal) || self.unread.len() > self.frame_max {
+            return Err(Closed::Fault);
+        }
+        if self.unread.is_empty() {
+            self.unread = BytesMut::new();
+        }
+        Ok(())
+    }
+
+    /// The session's own time.
+    pub(super) fn tick(&mut self, now: Instant) -> Result<(), Closed> {
+        if self.session.deadline().is_none_or(|deadline| deadline > now) {
+            return Ok(());
+        }
+        let mut outbox = Outbox::default();
+        self.session.tick(now, &mut outbox);
+        self.carry_out(&mut outbox)
+    }
+
+    /// Writes what the cursor has; adds the bytes written to `bytes`.
+    pub(super) fn write(&mut self, log: &Log, now: Instant, stall_max: Duration, bytes: &mut u64) -> Flushed {
+        for _ in 0..WRITES_MAX {
+            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+            let filled = self.cursor.fill(log, &mut slices);
+            let Some(slices) = slices.get(..filled).filter(|slices| !slices.is_empty()) else {
+                self.blocked_since = None;
+                return Flushed::Done;
+            };
+            let offered: usize = slices.iter().map(|slice| slice.len()).sum();
+            match self.socket.try_write_vectored(slices) {
+                Ok(0) => return Flushed::Gone(Closed::Left),
+                Ok(written) => {
+                    self.cursor.advance(log, written);
+                    self.moved = true;
+                    *bytes += written as u64;
+                    self.blocked_since = (written < offered).then_some(now);
+                    if written < offered {
+                        return Flushed::Blocked;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let since = *self.blocked_since.get_or_insert(now);
+                    let stalled = now.duration_since(since) > stall_max;
+                    return if stalled { Flushed::Gone(Closed::Stalled) } else { Flushed::Blocked };
+                }
+                Err(_) => return Flushed::Gone(Closed::Left),
+            }
+        }
+        if self.cursor.behind(log) { Flushed::More } else { Flushed::Done }
+    }
+
+    /// Says goodbye as far as the kernel takes it, and closes.
+    pub(super) fn close(mut self, log: &Log, now: Instant, reason: Closed) {
+        if reason != Closed::Left {
+            let mut outbox = Outbox::default();
+            // The connection ends in any case: a fault in the goodbye changes nothing.
+            let _fault = self.session.receive(now, Input::Ended { reason: reason.as_str() }, &mut outbox);
+            let _closing = self.carry_out(&mut outbox);
+            self.cursor.retire(log);
+            let _flushed = self.write(log, now, Duration::MAX, &mut 0);
+        }
+        if let Some(relay) = self.relay.take() {
+            // A relay that is gone itself does not need to know.
+            let _unheard = relay.send(reason);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_viewer_is_small() {
+        assert!(size_of::<Viewer>() <= 256, "{}", size_of::<Viewer>());
+    }
+}
