@@ -88,6 +88,9 @@ impl Buffer {
             return Err(BusError::TooLong { bytes: record.len() });
         }
         let crc = segment::payload_crc(self.seed, record);
+        if let Some(seq) = self.push(class, crc, record)? {
+            return Ok(seq);
+        }
         loop {
             let room = self.room.notified();
             tokio::pin!(room);

@@ -44,8 +44,9 @@ pub(super) fn write(disk: &dyn Disk, path: &Path, table: &dyn Table) -> io::Resu
     Ok(bytes)
 }
 
-/// Puts everything whole in the copy into `table`. Returns the entries restored; `None` without a usable copy.
-pub(super) fn restore(disk: &dyn Disk, path: &Path, table: &dyn Table) -> Result<Option<u64>, String> {
+/// Puts everything whole in the copy (or only what is `missing`) into `table`. Returns the entries restored; `None`
+/// without a usable copy.
+pub(super) fn restore(disk: &dyn Disk, path: &Path, table: &dyn Table, missing: bool) -> Result<Option<u64>, String> {
     let Ok(file) = disk.open(path) else { return Ok(None) };
     let len = file.len().map_err(|error| error.to_string())?;
     let mut magic = [0; 8];
@@ -67,7 +68,9 @@ pub(super) fn restore(disk: &dyn Disk, path: &Path, table: &dyn Table) -> Result
         if crc32c(&body).to_le_bytes() != crc || at >= len {
             continue;
         }
-        if let Some((key, value)) = entry(&body) {
+        if let Some((key, value)) = entry(&body)
+            && !(missing && table.get(key)?.is_some())
+        {
             changes.push((key.to_vec(), Some(Bytes::copy_from_slice(value))));
             restored += 1;
         }

@@ -28,11 +28,17 @@ pub(super) fn open(
     let existed = path.join("db").exists();
     let first = if note.exists() { Err("it had panicked while running".to_owned()) } else { attempt(&path) };
     let why = match first {
-        // A database that came out empty although an export with content exists has lost everything silently.
-        Ok(table) if !is_empty(&table) || !export.exists() => return Ok((Box::new(table), !existed)),
-        Ok(table) => {
+        // A database that came out empty although its export has content has lost everything silently.
+        Ok((table, _)) if table.is_empty() && export.exists() => {
             drop(table);
             "it is empty, but its export is not".to_owned()
+        }
+        Ok((table, true)) => return Ok((Box::new(table), !existed)),
+        Ok((table, false)) => {
+            let back = export::restore(disk, &export, &table, true).map_err(BusError::Keyed)?.unwrap_or(0);
+            let text = format!("{}: values are missing; {back} put back from the export", path.display());
+            findings.push(Finding { kind: FindingKind::KeyedRestored, text });
+            return Ok((Box::new(table), true));
         }
         Err(why) if why.contains(LOCKED) => return Err(BusError::Locked { path }),
         Err(why) => why,
@@ -42,8 +48,8 @@ pub(super) fn open(
         let text = format!("{}: {why}; set aside: {aside}", path.display());
         findings.push(Finding { kind: FindingKind::Quarantined, text });
     }
-    let table = attempt(&path).map_err(BusError::Keyed)?;
-    let text = match export::restore(disk, &export, &table).map_err(BusError::Keyed)? {
+    let (table, _) = attempt(&path).map_err(BusError::Keyed)?;
+    let text = match export::restore(disk, &export, &table, false).map_err(BusError::Keyed)? {
         Some(entries) => format!("{entries} entries of keyed state restored from {}", export.display()),
         None => "the keyed state begins anew: there is no export to restore".to_owned(),
     };
@@ -51,7 +57,7 @@ pub(super) fn open(
     Ok((Box::new(table), true))
 }
 
-fn attempt(path: &Path) -> Result<SledTable, String> {
+fn attempt(path: &Path) -> Result<(SledTable, bool), String> {
     let (done, result) = mpsc::sync_channel(1);
     let folder = path.to_owned();
     let thread = threads::thread("sled-open", move || {
@@ -65,16 +71,6 @@ fn attempt(path: &Path) -> Result<SledTable, String> {
         Err(mpsc::RecvTimeoutError::Timeout) => Err(format!("it did not open within {PATIENCE:?}")),
         Err(mpsc::RecvTimeoutError::Disconnected) => Err("it panicked on opening".to_owned()),
     }
-}
-
-fn is_empty(table: &SledTable) -> bool {
-    let mut any = false;
-    let mut each = |_: &[u8], _| {
-        any = true;
-        Err(String::new())
-    };
-    let walked = table.scan(&[], &mut each);
-    walked.is_ok() && !any
 }
 
 /// Moves sled's folder out of the way and keeps only the newest ones moved. Returns the new place.

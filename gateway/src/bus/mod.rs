@@ -101,7 +101,7 @@ const MIB: u64 = 1024 * 1024;
 /// Reads of all readers that may wait for the reading thread; each reader has one at a time.
 const JOBS_MAX: usize = 64;
 /// How long a start waits for the process before it to let go of the store.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why the bus cannot do what was asked.
 #[derive(Debug, thiserror::Error)]

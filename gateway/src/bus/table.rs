@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -23,6 +23,8 @@ const SPLIT: u8 = 1;
 /// Key spaces: values, and pieces of values.
 const VALUES: u8 = 1;
 const PIECES: u8 = 2;
+/// The key under which each batch notes how many values there are: silent loss shows at the next start.
+const COUNT: &[u8] = &[0];
 /// How sled says that its file is held, and how long that may last.
 pub(super) const LOCKED: &str = "could not acquire lock";
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -51,14 +53,16 @@ pub(super) struct SledTable {
     folder: PathBuf,
     /// sled has panicked: nothing it says can be trusted any more.
     broken: AtomicBool,
+    /// Values in the database.
+    count: AtomicU64,
 }
 
 // === impl SledTable ===
 
 impl SledTable {
-    /// Opens or makes the database, and reads it once from end to end, so that damage shows now. May panic or hang on a
-    /// damaged one: `guard.rs` calls it.
-    pub(super) fn open(folder: &Path) -> Result<Self, String> {
+    /// Opens or makes the database, and reads it once from end to end, so that damage shows now. Says whether it holds as
+    /// many values as it should. May panic or hang on a damaged one: `guard.rs` calls it.
+    pub(super) fn open(folder: &Path) -> Result<(Self, bool), String> {
         let config = sled::Config::new().path(folder).cache_capacity(CACHE).mode(sled::Mode::LowSpace);
         let config = config.flush_every_ms(None);
         let started = Instant::now();
@@ -73,9 +77,18 @@ impl SledTable {
             }
         };
         let file = File::open(folder.join("db")).map_err(|error| error.to_string())?;
-        let table = Self { db, file, folder: folder.to_owned(), broken: AtomicBool::new(false) };
-        table.scan(&[], &mut |_, _| Ok(()))?;
-        Ok(table)
+        let (broken, count) = (AtomicBool::new(false), AtomicU64::new(0));
+        let table = Self { db, file, folder: folder.to_owned(), broken, count };
+        let mut found: u64 = 0;
+        let mut each = |_: &[u8], _| {
+            found += 1;
+            Ok(())
+        };
+        table.scan(&[], &mut each)?;
+        table.count.store(found, Ordering::Relaxed);
+        let noted = table.db.get(COUNT).map_err(|error| error.to_string())?;
+        let noted = noted.map_or(Some(0), |noted| Some(u64::from_le_bytes(noted.as_ref().try_into().ok()?)));
+        Ok((table, noted == Some(found)))
     }
 
     fn guarded<T>(&self, work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
@@ -88,6 +101,10 @@ impl SledTable {
             let noted = File::create(&note).and_then(|file| file.sync_all());
             Err(format!("sled panicked in {}; noted: {noted:?}", self.folder.display()))
         })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.count.load(Ordering::Relaxed) == 0
     }
 
     fn read(&self, key: &[u8], value: &[u8]) -> Result<Bytes, String> {
@@ -104,6 +121,11 @@ impl SledTable {
             }
             _ => Err(damaged(key)),
         }
+    }
+
+    fn submit(&self, mut batch: sled::Batch) -> Result<(), String> {
+        batch.insert(COUNT, &self.count.load(Ordering::Relaxed).to_le_bytes());
+        self.db.apply_batch(batch).map_err(|error| error.to_string())
     }
 
     /// Adds one change to a batch; returns about how many bytes it is.
@@ -129,6 +151,11 @@ impl SledTable {
                 }
             }
         }
+        match (old.is_some(), value.is_some()) {
+            (false, true) => self.count.fetch_add(1, Ordering::Relaxed),
+            (true, false) => self.count.fetch_sub(1, Ordering::Relaxed),
+            _ => 0,
+        };
         for at in pieces..old_pieces {
             batch.remove(piece_key(key, at));
         }
@@ -162,11 +189,11 @@ impl Table for SledTable {
             for (key, value) in changes {
                 bytes += self.change(&mut batch, key, value.as_ref())?;
                 if bytes > BATCH {
-                    self.db.apply_batch(std::mem::take(&mut batch)).map_err(|error| error.to_string())?;
+                    self.submit(std::mem::take(&mut batch))?;
                     bytes = 0;
                 }
             }
-            self.db.apply_batch(batch).map_err(|error| error.to_string())
+            self.submit(batch)
         })
     }
 

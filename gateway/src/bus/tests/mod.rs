@@ -2,6 +2,9 @@
 
 mod basic;
 mod faults;
+mod keyed;
+mod kill;
+mod model;
 mod sim;
 
 use device_models::Class;
