@@ -9,6 +9,7 @@ use protocols::Identity;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
+use crate::admin::{self, parts::AdapterView};
 use crate::broker::Broker;
 use crate::bus::Bus;
 use crate::config::plan::Plan;
@@ -33,6 +34,8 @@ pub struct App {
     pub services: Services,
     /// Each adapter's name and the address it really bound.
     pub bound: Vec<(String, Option<SocketAddr>)>,
+    /// Where the status page is.
+    pub admin: Option<SocketAddr>,
     tasks: Tasks,
 }
 
@@ -66,13 +69,19 @@ impl App {
         tasks.spawn("cameras", take_camera_reports(intake.clone(), camera_reports));
         tasks.spawn("latest", save_latest(devices.clone(), tasks.clone()));
         let services = Services { tasks: tasks.clone(), bus, intake, broker, streams, gatekeeper, metrics };
-        let mut bound = Vec::new();
+        let (mut bound, mut views) = (Vec::new(), Vec::new());
         for adapter in plan.adapters {
             let name = adapter.info.name.to_string();
-            bound.push((name, transport::start(adapter, &services).await?.address));
+            let view = AdapterView::of(&adapter);
+            let address = transport::start(adapter, &services).await?.address;
+            bound.push((name, address));
+            views.push(AdapterView { address, ..view });
         }
+        let store_bytes_max = plan.config.store.cap_mib * 1024 * 1024;
+        let parts = admin::Parts::of(&plan.gateway_id, &services, views, Box::new(Vec::new), store_bytes_max);
+        let admin = admin::start(&plan.config.admin, parts, &tasks).await?;
         info!(gateway = %plan.gateway_id, took = ?started.elapsed(), "started");
-        Ok(Self { services, bound, tasks })
+        Ok(Self { services, bound, admin, tasks })
     }
 
     /// Stops everything: no new input, last words, last commit.

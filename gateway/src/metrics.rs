@@ -93,11 +93,11 @@ figures! {
     UpstreamBytes "upstream_bytes_total" Counter ["upstream"] "Payload bytes sent to the upstream, repeats included";
     StoreBytes "store_bytes" SampledGauge [] "Bytes the store takes on disk";
     StoreBytesMax "store_bytes_max" SampledGauge [] "Bytes the store may take on disk";
-    StoreSeq "store_seq" SampledGauge ["class"] "Sequence number of the newest message, by class";
     StoreDurableSeq "store_durable_seq" SampledGauge ["class"] "Sequence number through which messages are on disk, by class";
     StoreSegments "store_segments" SampledGauge [] "Segment files of the log";
-    StoreCommits "store_commits_total" SampledCounter [] "Group commits made";
-    StoreWritten "store_written_bytes_total" SampledCounter [] "Bytes written to the log";
+    StoreBuffered "store_buffered_bytes" SampledGauge [] "Bytes on their way to the log's files";
+    StoreWaits "store_waits_total" SampledCounter [] "Appends that waited for room in the buffer";
+    StoreEvicted "store_evicted_segments_total" SampledCounter [] "Segment files let go of before every upstream had them";
     StoreFailures "store_failures_total" SampledCounter [] "Writes to disk that failed";
     Things "things" SampledGauge [] "Things known";
     ThingsOnline "things_online" SampledGauge [] "Things online now";

@@ -1,7 +1,7 @@
 //! The console: status page, API, live feed, metrics, health; the one owner of axum.
 //!
 //! `parts.rs` what it is given; `guard.rs` who may; `door.rs` connections and their deadlines; `api.rs` the routes;
-//! `live.rs` the live feed; `page.rs` the page's files. Must not be in here: anything that decides for the gateway.
+//! `live.rs` the live feed; `page.rs` the page's files; `wiring.rs` the views read off the gateway's parts. Must not be in here: anything that decides for the gateway.
 
 mod api;
 mod door;
@@ -10,6 +10,7 @@ mod live;
 mod page;
 pub mod parts;
 mod problem;
+mod wiring;
 
 use std::io;
 use std::net::SocketAddr;

@@ -27,7 +27,6 @@ pub struct Parts {
     pub metrics: Metrics,
     pub adapters: Vec<AdapterView>,
     pub things: Read<Vec<ThingView>>,
-    /// One thing, without looking at all the others.
     pub thing: Find,
     pub streams: Read<Vec<StreamView>>,
     pub upstreams: Read<Vec<UpstreamView>>,
@@ -141,11 +140,16 @@ pub struct StoreView {
     pub bytes: u64,
     pub bytes_max: u64,
     pub segments: u64,
-    /// Newest sequence number by class: control, event, live, historical.
-    pub appended: [u64; 4],
+    /// Oldest sequence number still there, by class: control, event, live, historical.
+    pub oldest: [u64; 4],
     /// Through which they are on disk.
     pub durable: [u64; 4],
-    /// Messages given up before every upstream had them.
-    pub dropped: u64,
+    /// Bytes on their way to the disk.
+    pub buffered_bytes: u64,
+    /// Segment files let go of before every upstream had them.
+    pub evicted: u64,
+    /// Damaged records met on reading.
+    pub corrupt: u64,
+    /// Batches that could not be written.
     pub failures: u64,
 }

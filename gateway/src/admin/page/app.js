@@ -114,7 +114,7 @@ function state(kind, words) {
 
 function showHead(gateway, things, store) {
   const now = performance.now();
-  const messages = sum(store.appended);
+  const messages = sum(store.durable);
   const perSecond = last && now > last.now ? Math.max(0, (messages - last.messages) / ((now - last.now) / 1000)) : 0;
   last = { now, messages, perSecond: last ? last.perSecond * 0.7 + perSecond * 0.3 : perSecond };
   document.title = `${gateway.id} · Sluicegate`;
@@ -140,9 +140,8 @@ function showPicture(gateway, things, streams, upstreams, store) {
   text(at("pic-cameras"), `${live.length} live`);
   text(at("pic-media"), gateway.adapters.filter(media).map((a) => `${a.protocols.join(", ")} ${port(a)}`).join(" · "));
   text(at("pic-models"), `${new Set(things.map((thing) => thing.model)).size} models in use`);
-  text(at("pic-store"), `${count(sum(store.appended))} kept`);
-  const waiting = sum(store.appended) - sum(store.durable);
-  text(at("pic-durable"), waiting > 0 ? `${count(waiting)} on their way to disk` : "all on disk");
+  text(at("pic-store"), `${count(sum(store.durable))} messages`);
+  text(at("pic-durable"), store.buffered_bytes ? `${bytes(store.buffered_bytes)} on their way` : "all on disk");
   text(at("pic-streams"), live.length ? `${rate(sum(live.map((s) => s.bits_per_second)))} in` : "no stream");
   text(at("pic-threads"), [...new Set(live.map((s) => s.thread))].join(", ") || "pinned threads");
   text(at("pic-upstream"), upstreams.length ? `${up.length} of ${upstreams.length} connected` : "none configured");
@@ -170,9 +169,9 @@ function showStore(store) {
   at("store").replaceChildren(
     make("div", { class: "head" }, make("h3", {}, `${bytes(store.bytes)} of ${bytes(store.bytes_max)}`), make("span", { class: "end" }, `epoch ${store.epoch}`)),
     make("div", { class: "bar" }, make("svg", { viewBox: "0 0 100 1", preserveAspectRatio: "none", role: "img", "aria-label": `${(part * 100).toFixed(1)} % used` }, make("rect", { width: Math.max(0.5, part * 100), height: 1 }))),
-    make("table", {}, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Class"), make("th", { scope: "col", class: "num" }, "Newest"), make("th", { scope: "col", class: "num" }, "On disk through"))),
-      make("tbody", {}, ...CLASSES.map((name, n) => make("tr", {}, make("th", { scope: "row" }, name), make("td", { class: "num" }, count(store.appended[n])), make("td", { class: "num" }, count(store.durable[n])))))),
-    make("dl", { class: "nums" }, fact("segments", count(store.segments)), fact("given up", count(store.dropped)), fact("failed writes", count(store.failures))));
+    make("table", {}, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Class"), make("th", { scope: "col", class: "num" }, "Oldest kept"), make("th", { scope: "col", class: "num" }, "On disk through"))),
+      make("tbody", {}, ...CLASSES.map((name, n) => make("tr", {}, make("th", { scope: "row" }, name), make("td", { class: "num" }, count(store.oldest[n])), make("td", { class: "num" }, count(store.durable[n])))))),
+    make("dl", { class: "nums" }, fact("segments", count(store.segments)), fact("segments given up", count(store.evicted)), fact("damaged", count(store.corrupt)), fact("failed writes", count(store.failures))));
 }
 
 function showDoors(gateway) {

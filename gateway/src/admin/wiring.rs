@@ -1,0 +1,259 @@
+//! How the console's views are read off the gateway's parts, and which figures are sampled from them.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use device_models::Class;
+use device_models::model::{Kind, Model};
+
+use super::parts::{
+    ActionView, AdapterView, Parts, PropertyView, Read, RelayView, StoreView, StreamView, ThingView, UpstreamView,
+};
+use crate::bus::Bus;
+use crate::devices::ThingState;
+use crate::metrics::{Figure, Metrics, Sample};
+use crate::stream::{StreamCore, StreamInfo};
+use crate::transport::{Adapter, Listen, Services};
+
+/// Bytes of a memory page on every target we build for.
+const PAGE_BYTES: u64 = 4096;
+
+impl Parts {
+    /// The console of a gateway with these parts. `store_bytes_max`: what the store may take on disk.
+    pub fn of(
+        gateway: &str,
+        services: &Services,
+        adapters: Vec<AdapterView>,
+        upstreams: Read<Vec<UpstreamView>>,
+        store_bytes_max: u64,
+    ) -> Self {
+        sample(services, store_bytes_max);
+        let devices = services.intake.devices().clone();
+        let (all, one, orders) = (devices.clone(), devices.clone(), devices);
+        let (streams, bus, ready) = (services.streams.clone(), services.bus.clone(), services.bus.clone());
+        let intake = services.intake.clone();
+        Self {
+            gateway: Arc::from(gateway),
+            metrics: services.metrics.clone(),
+            adapters,
+            things: Box::new(move || all.snapshot().iter().map(thing_view).collect()),
+            thing: Box::new(move |id| {
+                one.by_id(id)?;
+                one.snapshot().iter().find(|state| *state.id == *id).map(thing_view)
+            }),
+            streams: Box::new(move || streams.list().iter().map(stream_view).collect()),
+            upstreams,
+            store: Box::new(move || store_view(&bus, store_bytes_max)),
+            live: Box::new(move || intake.live()),
+            order: Box::new(move |thing, id, order, patience| {
+                let devices = orders.clone();
+                Box::pin(async move { devices.order(&thing, &id, order, patience).await })
+            }),
+            ready: Box::new(move || match ready.stat().failures {
+                0 => Ok(()),
+                failures => Err(format!("{failures} batches could not be written to disk since the start")),
+            }),
+        }
+    }
+}
+
+impl AdapterView {
+    /// An adapter as configured, and the address it really bound.
+    pub fn of(adapter: &Adapter) -> Self {
+        let wire = match adapter.listen {
+            Listen::Tcp(_) => "tcp",
+            Listen::Tls(_) => "tls",
+            Listen::Udp(_) => "udp",
+            Listen::Serial { .. } => "serial",
+        };
+        Self {
+            name: adapter.info.name.to_string(),
+            protocols: adapter.languages.iter().map(|language| language.row.name().to_owned()).collect(),
+            wire: wire.to_owned(),
+            address: None,
+        }
+    }
+}
+
+// === views ===
+
+fn thing_view(state: &ThingState) -> ThingView {
+    let model: &Model = &state.model;
+    let mut properties: Vec<PropertyView> = model
+        .properties()
+        .iter()
+        .map(|property| PropertyView {
+            name: property.name.to_string(),
+            title: property.title.text.to_string(),
+            unit: property.unit().map(str::to_owned),
+            writable: property.access.writable(),
+            kind: kind(&property.shape.kind),
+            value: serde_json::Value::Null,
+            quality: None,
+            time_us: None,
+        })
+        .collect();
+    for (name, latest) in &state.latest {
+        let at = properties.iter().position(|p| *p.name == **name);
+        let mut view = match at {
+            Some(at) => properties.remove(at),
+            // What the model does not know is shown too, under the device's own name.
+            None => PropertyView {
+                name: name.to_string(),
+                title: name.to_string(),
+                unit: None,
+                writable: false,
+                kind: latest.value.kind(),
+                value: serde_json::Value::Null,
+                quality: None,
+                time_us: None,
+            },
+        };
+        view.value = serde_json::Value::from(&latest.value);
+        view.quality = Some(latest.quality);
+        view.time_us = Some(latest.time_us);
+        properties.insert(at.unwrap_or(properties.len()), view);
+    }
+    let actions = model.actions().iter().map(|action| ActionView {
+        name: action.name.to_string(),
+        title: action.title.text.to_string(),
+        input: action.input.is_some(),
+    });
+    ThingView {
+        id: state.id.to_string(),
+        model: model.name().to_string(),
+        title: model.title().text.to_string(),
+        adapter: state.adapter.as_deref().map(str::to_owned),
+        online: state.online,
+        since_us: state.since_us,
+        seen_us: state.seen_us,
+        stream: model.has_stream(),
+        properties,
+        actions: actions.collect(),
+    }
+}
+
+fn kind(kind: &Kind) -> &'static str {
+    match kind {
+        Kind::Bool => "boolean",
+        Kind::Int(_) | Kind::TimeMs => "integer",
+        Kind::F32 | Kind::F64 => "number",
+        Kind::Text => "text",
+        Kind::Bytes => "bytes",
+        Kind::Enum(_) => "choice",
+        Kind::Object(_) => "object",
+        Kind::Array(_) => "array",
+    }
+}
+
+fn stream_view(info: &StreamInfo) -> StreamView {
+    let (width, height) = info.video.as_ref().map_or((0, 0), |video| (video.width, video.height));
+    let relays = info.relays.iter().map(|relay| RelayView {
+        url: relay.url.clone(),
+        state: format!("{:?}", relay.state).to_lowercase(),
+        error: relay.error.clone(),
+    });
+    StreamView {
+        name: info.name.clone(),
+        live: info.live,
+        since_us: info.since_us,
+        video: info.video.as_ref().map(|video| video.codec.clone()),
+        width,
+        height,
+        audio: info.audio.as_ref().map(|audio| audio.codec.clone()),
+        fps: info.fps,
+        bits_per_second: info.bits_per_second,
+        viewers: info.viewers,
+        thread: info.thread.clone(),
+        video_frames: info.counters.video_frames,
+        bytes_in: info.counters.bytes_in,
+        bytes_out: info.counters.bytes_out,
+        skips: info.counters.skips,
+        relays: relays.collect(),
+    }
+}
+
+fn store_view(bus: &Bus, bytes_max: u64) -> StoreView {
+    let stat = bus.stat();
+    StoreView {
+        epoch: format!("{:016x}", stat.epoch),
+        bytes: stat.bytes,
+        bytes_max,
+        segments: stat.segments as u64,
+        oldest: stat.oldest,
+        durable: stat.through,
+        buffered_bytes: stat.buffered_bytes as u64,
+        evicted: stat.evicted,
+        corrupt: stat.corrupt,
+        failures: stat.failures,
+    }
+}
+
+// === figures ===
+
+/// Has the figures read that their owners keep.
+fn sample(services: &Services, store_bytes_max: u64) {
+    let metrics = &services.metrics;
+    let bus = services.bus.clone();
+    metrics.sample(move || store_figures(&bus, store_bytes_max));
+    let streams = services.streams.clone();
+    metrics.sample(move || streams.list().iter().flat_map(stream_figures).collect());
+    let (streams, devices) = (services.streams.clone(), services.intake.devices().clone());
+    let started = Instant::now();
+    let threads: Metrics = metrics.clone();
+    metrics.sample(move || {
+        note_threads(&streams, &threads);
+        let things = devices.snapshot();
+        let online = things.iter().filter(|thing| thing.online).count();
+        vec![
+            Sample::new(Figure::Things, &[], things.len() as f64),
+            Sample::new(Figure::ThingsOnline, &[], online as f64),
+            Sample::new(Figure::Streams, &[], streams.list().iter().filter(|s| s.live).count() as f64),
+            Sample::new(Figure::Uptime, &[], started.elapsed().as_secs_f64()),
+            Sample::new(Figure::Resident, &[], resident_bytes() as f64),
+        ]
+    });
+}
+
+fn store_figures(bus: &Bus, bytes_max: u64) -> Vec<Sample> {
+    let stat = bus.stat();
+    let mut samples = vec![
+        Sample::new(Figure::StoreBytes, &[], stat.bytes as f64),
+        Sample::new(Figure::StoreBytesMax, &[], bytes_max as f64),
+        Sample::new(Figure::StoreSegments, &[], stat.segments as f64),
+        Sample::new(Figure::StoreBuffered, &[], stat.buffered_bytes as f64),
+        Sample::new(Figure::StoreWaits, &[], stat.waits as f64),
+        Sample::new(Figure::StoreEvicted, &[], stat.evicted as f64),
+        Sample::new(Figure::StoreFailures, &[], (stat.failures + stat.keyed_failures) as f64),
+    ];
+    for (class, seq) in Class::ALL.into_iter().zip(stat.through) {
+        samples.push(Sample::new(Figure::StoreDurableSeq, &[class.topic()], seq as f64));
+    }
+    samples
+}
+
+fn stream_figures(info: &StreamInfo) -> Vec<Sample> {
+    let one = |figure, value: f64| Sample::new(figure, &[info.name.as_str()], value);
+    vec![
+        one(Figure::StreamViewers, info.viewers as f64),
+        one(Figure::StreamBitRate, info.bits_per_second as f64),
+        one(Figure::StreamFrameRate, info.fps),
+        one(Figure::StreamBytesIn, info.counters.bytes_in as f64),
+        one(Figure::StreamBytesOut, info.counters.bytes_out as f64),
+        one(Figure::StreamFrames, info.counters.video_frames as f64),
+        one(Figure::StreamSkips, info.counters.skips as f64),
+    ]
+}
+
+fn note_threads(streams: &StreamCore, metrics: &Metrics) {
+    for thread in streams.threads() {
+        let lag = std::time::Duration::try_from_secs_f64(thread.lag_ms / 1000.0).unwrap_or_default();
+        metrics.thread(&thread.name, thread.busy, lag);
+    }
+}
+
+/// Resident memory, from `/proc` (Linux); 0 elsewhere.
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * PAGE_BYTES
+}
