@@ -533,6 +533,38 @@ mod tests {
     }
 
     #[test]
+    fn each_packet_is_acknowledged_and_counted_for_what_it_is() {
+        let mut link = Link::new(EVERYTHING, 1);
+        let mut hear = |session: u32, sequence: u32| {
+            let data = Data { sequence, oldest: 5, payload: vec![sequence as u8] };
+            let mut frame = Vec::new();
+            frame::encode(&Packet { session, kind: Some(Kind::Data(data)) }.encode_to_vec(), &mut frame).unwrap();
+            link.receive(zero(), &frame);
+            let mut heard = Vec::new();
+            let mut next = None;
+            while let Some(event) = link.poll() {
+                match event {
+                    Event::Message(message) => heard.push(message[0]),
+                    Event::Send(frame) => {
+                        let packet = Decoder::new().next(&mut &frame[..]).unwrap().unwrap();
+                        let Some(Kind::Ack(ack)) = Packet::decode(&packet[..]).unwrap().kind else { panic!("no ack") };
+                        next = Some(ack.next);
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            let Counters { duplicates, foreign, .. } = link.counters();
+            (heard, next, duplicates, foreign)
+        };
+        assert_eq!(hear(3, 6), (vec![], Some(5), 0, 0), "too early: held");
+        assert_eq!(hear(3, 6), (vec![], Some(5), 1, 0), "held already");
+        assert_eq!(hear(3, 5), (vec![5, 6], Some(7), 1, 0));
+        assert_eq!(hear(3, 5), (vec![], Some(7), 2, 0), "an acknowledgement was lost: said again");
+        assert_eq!(hear(3, 7 + WINDOW_MAX), (vec![], None, 2, 1), "beyond the window");
+        assert_eq!(hear(3, 7), (vec![7], Some(8), 2, 1));
+    }
+
+    #[test]
     fn the_largest_message_fits() {
         let mut link = Link::new(EVERYTHING, u32::MAX);
         link.next = u32::MAX;
