@@ -176,10 +176,9 @@ fn object(fields: &[Field], value: &Value) -> Option<Converted> {
         quality = worse(quality, converted.quality);
         members.insert(name.clone(), converted.value);
     }
-    if fields.iter().any(|field| field.required && !sent.contains_key(&*field.name)) {
-        quality = Quality::WrongType;
-    }
-    Some(Converted { value: Value::Object(members), quality })
+    let missing = fields.iter().any(|field| field.required && !sent.contains_key(&*field.name));
+    // One wrong member makes the whole wrong, and what is wrong stays as sent.
+    (!missing && quality != Quality::WrongType).then_some(Converted { value: Value::Object(members), quality })
 }
 
 fn array(shape: &Shape, item: &Shape, value: &Value) -> Option<Converted> {
@@ -192,7 +191,7 @@ fn array(shape: &Shape, item: &Shape, value: &Value) -> Option<Converted> {
         items.push(converted.value);
     }
     let Converted { value, quality } = measured(shape, items.len(), Value::Array(items));
-    Some(Converted { value, quality: worse(worst, quality) })
+    (worst != Quality::WrongType).then_some(Converted { value, quality: worse(worst, quality) })
 }
 
 #[cfg(test)]
@@ -347,7 +346,7 @@ pub(crate) mod tests {
             let shape = Shape::of(kind);
             let once = convert(&shape, &value);
             let twice = convert(&shape, &once.value);
-            if once.quality == Quality::WrongType && !matches!(shape.kind, Kind::Object(_) | Kind::Array(_)) {
+            if once.quality == Quality::WrongType {
                 prop_assert_eq!(format!("{:?}", once.value), format!("{value:?}"));
             }
             prop_assert_eq!(format!("{once:?}"), format!("{twice:?}"));
