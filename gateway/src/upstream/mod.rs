@@ -1,8 +1,113 @@
 //! The way upstream: one task a destination reads the bus through a durable cursor of its own, says it in the
 //! destination's dialect, and moves the cursor only when the broker has confirmed it.
 //!
-//! `link.rs` is the connection, `tls.rs` what it trusts, `dialect.rs` the table of dialects with one file each
-//! (`native.rs`, `json.rs`). Must not be in here: what devices speak, how the bus keeps its records.
+//! | file | what |
+//! |---|---|
+//! | `link.rs`, `tls.rs` | the connection to the broker, and what it trusts |
+//! | `sender.rs` | the task: connect, fill the window, hear, try again |
+//! | `queue.rs`, `window.rs` | where a batch ends; what is sent and not yet confirmed |
+//! | `dialect.rs` | the table of dialects, one file each: `native.rs`, `json.rs` |
+//! | `down.rs`, `things.rs` | commands from upstream, and the seam to the things |
+//!
+//! What holds: inside a class messages go in order; a class's cursor moves over a message only after PUBACK of all it was
+//! sent in; after any lost connection everything unconfirmed goes again, so upstream may see a message twice but misses
+//! none, and tells the second by (gateway, epoch, class, number). Control goes before events, events before live.
+//!
+//! Must not be in here: what devices speak, how the bus keeps its records.
 
+mod dialect;
+mod down;
+mod json;
 pub mod link;
+mod native;
+mod queue;
+mod sender;
+mod status;
+mod things;
 pub mod tls;
+mod window;
+
+use std::sync::Arc;
+
+pub use status::Status;
+pub use things::{Things, names};
+use tokio::sync::watch;
+
+use crate::bus::{Bus, BusError};
+use crate::config;
+use crate::metrics::Metrics;
+use crate::threads::Tasks;
+use link::{LinkError, Place};
+use sender::Sender;
+use tls::{TlsError, Trust};
+
+/// Everything of the box that the way upstream needs.
+#[derive(Clone)]
+pub struct Parts {
+    /// The gateway's id: letters, digits, `-`, `_`.
+    pub gateway: Arc<str>,
+    pub bus: Bus,
+    pub things: Arc<dyn Things>,
+    pub tasks: Tasks,
+    pub metrics: Metrics,
+}
+
+/// Why an upstream cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    #[error("upstream `{name}`: {error}")]
+    Url { name: String, error: LinkError },
+    #[error("upstream `{name}`: {error}")]
+    Tls { name: String, error: TlsError },
+    #[error("upstream `{name}`: {error}")]
+    Bus { name: String, error: BusError },
+}
+
+/// A destination at work. It stops with the tasks it was started on.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    status: watch::Receiver<Status>,
+}
+
+// === impl Parts ===
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").field("gateway", &self.gateway).finish_non_exhaustive()
+    }
+}
+
+// === impl Upstream ===
+
+impl Upstream {
+    /// Starts to send. A broker that is not there is no error: it is tried until it is.
+    pub fn start(config: config::Upstream, parts: &Parts) -> Result<Self, UpstreamError> {
+        let name = config.name.clone();
+        let place: Place = config.url.parse().map_err(|error| UpstreamError::Url { name: name.clone(), error })?;
+        let trust = place.tls.then(|| Trust {
+            ca_file: config.ca_file.clone(),
+            cert_file: config.cert_file.clone(),
+            key_file: config.key_file.clone(),
+        });
+        if let Some(trust) = &trust {
+            // Read once here, so that a wrong file is told at the start; each connection reads them again.
+            trust.client_config().map_err(|error| UpstreamError::Tls { name: name.clone(), error })?;
+        }
+        let reader = parts
+            .bus
+            .reader(&format!("upstream/{name}"))
+            .map_err(|error| UpstreamError::Bus { name: name.clone(), error })?;
+        let (sender, status) = Sender::new(config, place, trust, reader, parts);
+        parts.tasks.spawn("upstream", sender.run());
+        Ok(Self { status })
+    }
+
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// The status as it changes.
+    pub fn watch(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+}

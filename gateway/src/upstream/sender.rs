@@ -1,0 +1,536 @@
+//! The task of one destination: connect, fill the window, hear what is confirmed, and after a lost connection begin
+//! again at the cursor.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use device_models::Class;
+use device_models::wire::{Catalog, Clock, time_text};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+use tracing::{debug, info, warn};
+
+use super::Parts;
+use super::dialect::{Dialect, Parcel, Publication, dialect};
+use super::down::Down;
+use super::link::{Event, Link, LinkError, Place, Settings};
+use super::queue::{Cut, Limits, Now, Queue};
+use super::status::Status;
+use super::things::Things;
+use super::tls::Trust;
+use super::window::{BatchId, Window};
+use crate::bus::{BusError, Reader};
+use crate::metrics::Metrics;
+use crate::threads::Tasks;
+use crate::{clock, config};
+
+/// Pause before another try to connect: doubles, and a random half of it is added so that a fleet does not come at once.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// A broker that confirms nothing for this long is taken for dead, whatever its pings say.
+const CONFIRM_SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How long a stop waits for what is under way, and then for the goodbye.
+const DRAIN_MAX: Duration = Duration::from_secs(1);
+const CLOSE_MAX: Duration = Duration::from_millis(500);
+/// A new list of things is published at most this often: things that register by the hundred must not each cost a
+/// catalog. Until then they go by name.
+const CATALOG_PAUSE: Duration = Duration::from_secs(10);
+/// Pause after an error of the disk.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// What MQTT adds to topic and payload, at most.
+const PACKET_BESIDE: usize = 32;
+
+/// Why a connection is over.
+enum End {
+    Stopping,
+    Lost(String),
+}
+
+pub(super) struct Sender {
+    config: config::Upstream,
+    place: Place,
+    trust: Option<Trust>,
+    gateway: Arc<str>,
+    epoch: u64,
+    dialect: &'static dyn Dialect,
+    things: Arc<dyn Things>,
+    down: Down,
+    tasks: Tasks,
+    metrics: Metrics,
+    status: watch::Sender<Status>,
+    reader: Reader,
+    limits: Limits,
+    /// By class.
+    queues: [Queue; 4],
+    window: Window,
+    /// Made and not yet handed to the link: one batch's worth.
+    outbox: VecDeque<(Publication, Option<BatchId>)>,
+    names: Names,
+    connected_us: i64,
+    clock: Clock,
+    packet_max: usize,
+    /// When the broker last confirmed something, or was given something while it owed nothing.
+    progress: Instant,
+    /// Not before it does the disk want to be asked again.
+    store_rest: Option<Instant>,
+    /// Whether this connection confirmed anything.
+    useful: bool,
+}
+
+/// The catalog in use on this connection.
+struct Names {
+    catalog: Arc<Catalog>,
+    published: bool,
+    adopted: Option<Instant>,
+}
+
+// === impl Sender ===
+
+impl Sender {
+    pub(super) fn new(
+        config: config::Upstream,
+        place: Place,
+        trust: Option<Trust>,
+        reader: Reader,
+        parts: &Parts,
+    ) -> (Self, watch::Receiver<Status>) {
+        let now = Instant::now();
+        let status = Status {
+            name: config.name.clone(),
+            url: config.url.clone(),
+            dialect: match config.dialect {
+                config::Dialect::Native => "native",
+                config::Dialect::Json => "json",
+            },
+            acked: reader.committed(),
+            backlog: reader.backlog(),
+            ..Status::default()
+        };
+        let (status, watch) = watch::channel(status);
+        let Parts { gateway, bus, things, tasks, metrics } = parts.clone();
+        let sender = Self {
+            limits: Limits {
+                bytes: usize::try_from(config.batch_kib.clamp(1, 256) << 10).unwrap_or(64 << 10),
+                time: Duration::from_millis(config.batch_ms.min(10_000)),
+            },
+            dialect: dialect(config.dialect),
+            epoch: bus.epoch(),
+            down: Down::new(Arc::clone(&things), bus, tasks.clone(), metrics.clone()),
+            queues: std::array::from_fn(|_| Queue::new(now)),
+            window: Window::default(),
+            outbox: VecDeque::new(),
+            names: Names::none(),
+            connected_us: 0,
+            clock: Clock::Unknown,
+            packet_max: usize::MAX,
+            progress: now,
+            store_rest: None,
+            useful: false,
+            config,
+            place,
+            trust,
+            gateway,
+            things,
+            tasks,
+            metrics,
+            status,
+            reader,
+        };
+        (sender, watch)
+    }
+
+    pub(super) async fn run(mut self) {
+        let mut pause = PAUSE_MIN;
+        loop {
+            self.metrics.link(&self.config.name, false);
+            match self.connection().await {
+                End::Stopping => break,
+                End::Lost(reason) => self.lost(reason),
+            }
+            if self.useful {
+                pause = PAUSE_MIN;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(jitter(pause)) => pause = (pause * 2).min(PAUSE_MAX),
+                () = self.tasks.stopping() => break,
+            }
+        }
+        self.metrics.link(&self.config.name, false);
+        self.status.send_modify(|status| status.connected = false);
+        debug!(upstream = self.config.name, "stopped");
+    }
+
+    /// One connection from its beginning to its end.
+    async fn connection(&mut self) -> End {
+        self.begin();
+        let opened = match self.settings().await {
+            Ok(settings) => Link::open(&settings, &self.tasks).map_err(|error| error.to_string()),
+            Err(reason) => Err(reason),
+        };
+        let mut link = match opened {
+            Ok(link) => link,
+            Err(reason) => return End::Lost(reason),
+        };
+        let event = tokio::select! {
+            event = link.next() => event,
+            () = self.tasks.stopping() => return End::Stopping,
+        };
+        let end = match event {
+            Event::Up { packet_max } => match self.up(&mut link, packet_max) {
+                Ok(()) => self.talk(&mut link).await,
+                Err(error) => End::Lost(error.to_string()),
+            },
+            Event::Down(reason) => End::Lost(reason),
+            other => End::Lost(format!("the broker began with {other:?}")),
+        };
+        if matches!(end, End::Stopping) {
+            self.drain(&mut link).await;
+            link.close(CLOSE_MAX).await;
+        }
+        end
+    }
+
+    /// Back to the cursor: what was under way on the last connection goes again.
+    fn begin(&mut self) {
+        let now = Instant::now();
+        self.reader.rewind();
+        self.queues = std::array::from_fn(|_| Queue::new(now));
+        self.window.clear();
+        self.outbox.clear();
+        self.names = Names::none();
+        self.store_rest = None;
+        self.useful = false;
+        self.progress = now;
+    }
+
+    fn up(&mut self, link: &mut Link, packet_max: Option<usize>) -> Result<(), LinkError> {
+        self.connected_us = clock::now_us();
+        self.packet_max = packet_max.unwrap_or(usize::MAX);
+        self.clock = clock_quality();
+        link.subscribe(&format!("sg/v1/{}/down/#", self.gateway))?;
+        let state = json!({
+            "online": true,
+            "since": time_text(self.connected_us),
+            "epoch": format!("{:016x}", self.epoch),
+            "version": env!("CARGO_PKG_VERSION"),
+        });
+        link.publish(self.topic("state"), state.to_string(), true)?;
+        self.progress = Instant::now();
+        self.metrics.link(&self.config.name, true);
+        info!(upstream = self.config.name, url = self.config.url, "connected");
+        let since_us = self.connected_us;
+        self.status.send_modify(|status| {
+            status.connected = true;
+            status.since_us = since_us;
+            status.error = None;
+        });
+        Ok(())
+    }
+
+    fn lost(&mut self, reason: String) {
+        self.metrics.link(&self.config.name, false);
+        self.metrics.link_failed(&self.config.name);
+        let known = self.status.borrow().error.as_ref() == Some(&reason);
+        if known {
+            debug!(upstream = self.config.name, reason, "still not connected");
+        } else {
+            warn!(upstream = self.config.name, url = self.config.url, reason, "not connected");
+        }
+        self.note();
+        self.status.send_modify(|status| {
+            if status.connected {
+                status.connected = false;
+                status.since_us = clock::now_us();
+            }
+            status.error = Some(reason);
+        });
+    }
+
+    async fn talk(&mut self, link: &mut Link) -> End {
+        let mut beat = tokio::time::interval(Duration::from_secs(1));
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            if let Err(reason) = self.fill(link).await {
+                return End::Lost(reason);
+            }
+            let room = self.room(link) && self.store_rest.is_none();
+            let due = self.due(link);
+            tokio::select! {
+                event = link.next() => {
+                    if let Some(end) = self.hear(link, event) {
+                        return end;
+                    }
+                }
+                () = self.reader.ready(), if room => {}
+                () = tokio::time::sleep_until(due.unwrap_or(self.progress)), if due.is_some() => self.store_rest = None,
+                () = tokio::time::sleep_until(self.progress + CONFIRM_SILENCE_MAX), if link.unconfirmed() > 0 => {
+                    return End::Lost(format!("the broker has confirmed nothing for {CONFIRM_SILENCE_MAX:?}"));
+                }
+                _ = beat.tick() => self.note(),
+                () = self.tasks.stopping() => return End::Stopping,
+            }
+        }
+    }
+
+    /// Whether another publish may go: the outbox is bound by it, and with it everything before.
+    fn room(&self, link: &Link) -> bool {
+        self.outbox.is_empty() && link.unconfirmed() < usize::from(self.config.inflight_max.max(1))
+    }
+
+    /// When there is something to do without anything happening.
+    fn due(&self, link: &Link) -> Option<Instant> {
+        if let Some(rest) = self.store_rest {
+            return Some(rest);
+        }
+        if !self.room(link) {
+            return None;
+        }
+        self.queues.iter().filter_map(Queue::deadline).min()
+    }
+
+    /// Hands the link as much as it may have.
+    async fn fill(&mut self, link: &mut Link) -> Result<(), String> {
+        loop {
+            while link.unconfirmed() < usize::from(self.config.inflight_max.max(1)) {
+                let Some((publication, batch)) = self.outbox.pop_front() else { break };
+                if link.unconfirmed() == 0 {
+                    self.progress = Instant::now();
+                }
+                // Only the catalog belongs to no batch, and only it is retained.
+                let sent = link.publish(publication.topic, publication.payload, batch.is_none());
+                let token = sent.map_err(|error| error.to_string())?;
+                if let Some(batch) = batch {
+                    self.window.sent(token, batch);
+                }
+            }
+            if !self.room(link) || self.store_rest.is_some() {
+                return Ok(());
+            }
+            if let Err(error) = self.pull().await {
+                warn!(upstream = self.config.name, %error, "cannot read the bus");
+                self.store_rest = Some(Instant::now() + STORE_PAUSE);
+                self.status.send_modify(|status| status.error = Some(error.to_string()));
+                return Ok(());
+            }
+            let now = Now { instant: Instant::now(), us: clock::now_us(), connected_us: self.connected_us };
+            let limits = self.limits;
+            let cut = Class::ALL
+                .into_iter()
+                .zip(&mut self.queues)
+                .find_map(|(class, queue)| queue.cut(limits, now).map(|cut| (class, cut)));
+            let Some((class, cut)) = cut else { return Ok(()) };
+            self.pack(class, cut, now)?;
+        }
+    }
+
+    /// Tops the queues up from the bus.
+    async fn pull(&mut self) -> Result<(), BusError> {
+        for (class, queue) in Class::ALL.into_iter().zip(&mut self.queues) {
+            let (records, bytes) = queue.room(self.limits);
+            if records > 0 {
+                let unreadable = queue.push(self.reader.next(class, records, bytes).await?);
+                if unreadable > 0 {
+                    self.metrics.dropped("unreadable", unreadable);
+                    self.status.send_modify(|status| status.dropped += unreadable);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Turns a cut into publishes in the outbox; what is too large for the broker is split, and said when it cannot be.
+    fn pack(&mut self, class: Class, cut: Cut, now: Now) -> Result<(), String> {
+        self.adopt_catalog(now);
+        let mut parts = VecDeque::from([cut]);
+        while let Some(cut) = parts.pop_front() {
+            let parcel = Parcel {
+                gateway: &self.gateway,
+                epoch: self.epoch,
+                class,
+                hist: cut.hist,
+                now_us: now.us,
+                clock: self.clock,
+                messages: &cut.messages,
+                holes: &cut.holes,
+                catalog: &self.names.catalog,
+            };
+            let publications = self.dialect.encode(&parcel).map_err(|error| format!("cannot encode: {error}"))?;
+            let largest = publications.iter().map(size).max().unwrap_or_default();
+            if largest > self.packet_max && !cut.messages.is_empty() {
+                if cut.messages.len() == 1 {
+                    self.metrics.dropped("oversize", 1);
+                    self.status.send_modify(|status| status.dropped += 1);
+                }
+                let reason = format!("oversize: {largest} bytes, the broker takes {}", self.packet_max);
+                let (first, second) = cut.split(&reason);
+                if let Some(second) = second {
+                    parts.push_front(second);
+                }
+                parts.push_front(first);
+                continue;
+            }
+            let bytes = publications.iter().map(|publication| publication.payload.len() as u64).sum();
+            let batch =
+                self.window.begin(class, cut.through(), cut.messages.len() as u64, bytes, publications.len().max(1));
+            self.outbox.extend(publications.into_iter().map(|publication| (publication, Some(batch))));
+        }
+        Ok(())
+    }
+
+    /// Sees that the catalog in use has been published on this connection, and takes a newer one now and then.
+    fn adopt_catalog(&mut self, now: Now) {
+        if !self.dialect.aliases() {
+            return;
+        }
+        let rested = self.names.adopted.is_none_or(|adopted| now.instant >= adopted + CATALOG_PAUSE);
+        if rested && self.things.rev() != self.names.catalog.rev() {
+            self.names =
+                Names { catalog: Arc::new(self.things.catalog()), published: false, adopted: Some(now.instant) };
+        }
+        if self.names.published || self.names.catalog.rev() == 0 {
+            return;
+        }
+        let topic = self.topic(&format!("model/{}", self.names.catalog.rev()));
+        let catalog = Publication { topic, payload: self.names.catalog.encode() };
+        if size(&catalog) > self.packet_max {
+            // Everything goes by name then: larger, but it goes.
+            self.names.catalog = Arc::new(Catalog::new(0));
+        } else {
+            self.outbox.push_back((catalog, None));
+        }
+        self.names.published = true;
+    }
+
+    fn hear(&mut self, link: &Link, event: Event) -> Option<End> {
+        match event {
+            Event::Confirmed(token) => self.confirmed(token),
+            Event::Refused { reason, .. } => return Some(End::Lost(format!("the broker refuses a publish: {reason}"))),
+            Event::Arrived(arrival) => {
+                if let Err(error) = link.acknowledge(&arrival) {
+                    return Some(End::Lost(error.to_string()));
+                }
+                let way = format!("sg/v1/{}/down/", self.gateway);
+                if let Some(thing) = arrival.topic.strip_prefix(&way) {
+                    self.down.take(thing, &arrival.payload);
+                }
+            }
+            Event::NotSubscribed(reason) => {
+                warn!(
+                    upstream = self.config.name,
+                    reason, "the broker refuses the subscription: no commands from there"
+                );
+                let error = format!("no commands: the broker refuses the subscription ({reason})");
+                self.status.send_modify(|status| status.error = Some(error));
+            }
+            Event::Down(reason) => return Some(End::Lost(reason)),
+            Event::Up { .. } => {}
+        }
+        None
+    }
+
+    fn confirmed(&mut self, token: u64) {
+        self.progress = Instant::now();
+        self.useful = true;
+        let Some(done) = self.window.confirmed(token) else { return };
+        self.reader.commit(done.class, done.through);
+        self.metrics.acked(&self.config.name, done.class, done.through);
+        self.metrics.sent(&self.config.name, done.messages, done.bytes);
+        self.status.send_modify(|status| {
+            status.messages += done.messages;
+            status.bytes += done.bytes;
+            status.batches += 1;
+        });
+    }
+
+    /// Before a stop: hears out what is under way, and says that we go.
+    async fn drain(&mut self, link: &mut Link) {
+        let bye = json!({ "online": false, "reason": "stopped" }).to_string();
+        if link.publish(self.topic("state"), bye, true).is_err() {
+            return;
+        }
+        let done = async {
+            while link.unconfirmed() > 0 {
+                match link.next().await {
+                    Event::Confirmed(token) => self.confirmed(token),
+                    Event::Down(_) => return,
+                    _ => {}
+                }
+            }
+        };
+        if tokio::time::timeout(DRAIN_MAX, done).await.is_err() {
+            debug!(upstream = self.config.name, "stopped with batches under way: they go again");
+        }
+        self.note();
+    }
+
+    fn note(&self) {
+        let (backlog, acked) = (self.reader.backlog(), self.reader.committed());
+        for (class, messages) in Class::ALL.into_iter().zip(backlog) {
+            self.metrics.backlog(&self.config.name, class, messages);
+        }
+        self.status.send_if_modified(|status| {
+            let changed = (status.backlog, status.acked) != (backlog, acked);
+            (status.backlog, status.acked) = (backlog, acked);
+            changed
+        });
+    }
+
+    fn topic(&self, way: &str) -> String {
+        format!("sg/v1/{}/{way}", self.gateway)
+    }
+
+    /// Read anew for each connection: a changed password or certificate counts from the next one.
+    async fn settings(&self) -> Result<Settings, String> {
+        let config = &self.config;
+        let password = match (&config.password_file, &config.password_env) {
+            (Some(path), _) => secret(path).await?,
+            (None, Some(name)) => std::env::var(name).map_err(|error| format!("{name}: {error}"))?,
+            (None, None) => String::new(),
+        };
+        let gone = json!({ "online": false, "reason": "connection lost" }).to_string();
+        Ok(Settings {
+            host: self.place.host.clone(),
+            port: self.place.port,
+            trust: self.trust.clone(),
+            client_id: format!("{}-{}", self.gateway, config.name),
+            credentials: config.username.clone().map(|name| (name, password)),
+            keep_alive: Duration::from_secs(config.keep_alive_seconds),
+            // A command for a gateway that is away must not be carried out hours later.
+            clean_start: true,
+            session_expiry: Duration::ZERO,
+            window: config.inflight_max.clamp(1, 100),
+            will: Some((self.topic("state"), gone.into_bytes())),
+        })
+    }
+}
+
+// === impl Names ===
+
+impl Names {
+    fn none() -> Self {
+        Self { catalog: Arc::new(Catalog::new(0)), published: false, adopted: None }
+    }
+}
+
+fn size(publication: &Publication) -> usize {
+    publication.topic.len() + publication.payload.len() + PACKET_BESIDE
+}
+
+async fn secret(path: &Path) -> Result<String, String> {
+    let text = tokio::fs::read_to_string(path).await.map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// The pause and a random part of half of it, at most the longest pause.
+fn jitter(pause: Duration) -> Duration {
+    let random = getrandom::u32().unwrap_or_default();
+    (pause + pause.mul_f64(f64::from(random) / f64::from(u32::MAX) / 2.0)).min(PAUSE_MAX)
+}
+
+/// Whether the system's clock was set by the network. systemd-timesyncd leaves this mark when it was.
+fn clock_quality() -> Clock {
+    if Path::new("/run/systemd/timesync/synchronized").exists() { Clock::Synchronized } else { Clock::Unknown }
+}

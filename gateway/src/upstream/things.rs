@@ -1,0 +1,63 @@
+//! What the way upstream needs of the things on this box: their names, and that an order finds its way.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use device_models::model::{Kind, Model};
+use device_models::wire::{Catalog, PropertyName};
+use device_models::{Order, Outcome};
+
+/// The seam to the registry of things. Its replies to orders go onto the bus by themselves.
+pub trait Things: Send + Sync {
+    /// The number of the present list of things; grows with every change.
+    fn rev(&self) -> u32;
+
+    /// The present list, under the number [`rev`](Self::rev) gave or a later one.
+    fn catalog(&self) -> Catalog;
+
+    /// The model of a thing, empty if there is no such thing.
+    fn model(&self, thing: &str) -> Arc<str>;
+
+    /// Sends an order to a thing and waits for its end, which is on the bus by then.
+    fn order<'a>(
+        &'a self,
+        thing: &'a str,
+        id: &'a str,
+        order: Order,
+        patience: Duration,
+    ) -> Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
+}
+
+/// The names behind a list of things: alias, id and model each.
+pub fn names<'a>(rev: u32, things: impl Iterator<Item = (u32, &'a Arc<str>, &'a Model)>) -> Catalog {
+    let mut catalog = Catalog::new(rev);
+    for (alias, id, model) in things {
+        catalog.add_thing(alias, Arc::clone(id), Arc::clone(model.name()));
+        if catalog.has_model(model.name()) {
+            continue;
+        }
+        for property in model.properties() {
+            let name = PropertyName {
+                name: Arc::clone(&property.name),
+                kind: Arc::from(word(&property.shape.kind)),
+                unit: Arc::from(property.unit().unwrap_or_default()),
+            };
+            catalog.add_property(model.name(), property.alias, name);
+        }
+    }
+    catalog
+}
+
+/// The type's word in Thing Models.
+const fn word(kind: &Kind) -> &'static str {
+    match kind {
+        Kind::Bool => "boolean",
+        Kind::Int(_) | Kind::TimeMs => "integer",
+        Kind::F32 | Kind::F64 => "number",
+        Kind::Text | Kind::Bytes | Kind::Enum(_) => "string",
+        Kind::Object(_) => "object",
+        Kind::Array(_) => "array",
+    }
+}

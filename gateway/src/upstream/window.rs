@@ -1,0 +1,109 @@
+//! Batches that were sent and not yet confirmed, and how far each class is done: a class's cursor moves over a batch only
+//! when every publish of it, and every batch before it, is confirmed.
+
+use std::collections::{HashMap, VecDeque};
+
+use device_models::Class;
+
+/// Names one batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BatchId {
+    class: Class,
+    number: u64,
+}
+
+#[derive(Debug)]
+struct Sent {
+    number: u64,
+    through: u64,
+    messages: u64,
+    bytes: u64,
+    /// Publishes not yet confirmed.
+    open: usize,
+}
+
+/// How far a class is done now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Done {
+    pub class: Class,
+    pub through: u64,
+    pub messages: u64,
+    pub bytes: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Window {
+    sent: [VecDeque<Sent>; 4],
+    tokens: HashMap<u64, BatchId>,
+    next: u64,
+}
+
+// === impl Window ===
+
+impl Window {
+    /// A new batch of `publishes` publishes, at least one.
+    pub(super) fn begin(&mut self, class: Class, through: u64, messages: u64, bytes: u64, publishes: usize) -> BatchId {
+        self.next += 1;
+        let number = self.next;
+        if let Some(sent) = self.sent.get_mut(usize::from(class.number())) {
+            sent.push_back(Sent { number, through, messages, bytes, open: publishes });
+        }
+        BatchId { class, number }
+    }
+
+    /// One publish of the batch is under way.
+    pub(super) fn sent(&mut self, token: u64, batch: BatchId) {
+        self.tokens.insert(token, batch);
+    }
+
+    /// A publish is confirmed: how far its class is done now, if that moved.
+    pub(super) fn confirmed(&mut self, token: u64) -> Option<Done> {
+        let BatchId { class, number } = self.tokens.remove(&token)?;
+        let sent = self.sent.get_mut(usize::from(class.number()))?;
+        let batch = sent.iter_mut().find(|batch| batch.number == number)?;
+        batch.open = batch.open.saturating_sub(1);
+        let mut done: Option<Done> = None;
+        while sent.front().is_some_and(|batch| batch.open == 0) {
+            let Some(batch) = sent.pop_front() else { break };
+            let before = done.map_or((0, 0), |done| (done.messages, done.bytes));
+            let (messages, bytes) = (before.0 + batch.messages, before.1 + batch.bytes);
+            done = Some(Done { class, through: batch.through, messages, bytes });
+        }
+        done
+    }
+
+    /// Forgets everything: the connection is gone, it will all be sent again.
+    pub(super) fn clear(&mut self) {
+        *self = Self { next: self.next, ..Self::default() };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_moves_only_over_what_is_confirmed_to_its_last_publish() {
+        let mut window = Window::default();
+        let first = window.begin(Class::Live, 10, 3, 30, 2);
+        let second = window.begin(Class::Live, 20, 4, 40, 1);
+        let other = window.begin(Class::Event, 5, 1, 10, 1);
+        for (token, batch) in [(1, first), (2, first), (3, second), (4, other)] {
+            window.sent(token, batch);
+        }
+        assert_eq!(window.confirmed(3), None, "the first batch is not done");
+        assert_eq!(window.confirmed(1), None);
+        assert_eq!(window.confirmed(4), Some(Done { class: Class::Event, through: 5, messages: 1, bytes: 10 }));
+        assert_eq!(window.confirmed(2), Some(Done { class: Class::Live, through: 20, messages: 7, bytes: 70 }));
+        assert_eq!(window.confirmed(2), None, "confirmed twice");
+    }
+
+    #[test]
+    fn a_lost_connection_forgets_what_was_sent() {
+        let mut window = Window::default();
+        let batch = window.begin(Class::Live, 10, 3, 30, 1);
+        window.sent(1, batch);
+        window.clear();
+        assert_eq!(window.confirmed(1), None);
+    }
+}
