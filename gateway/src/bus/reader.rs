@@ -92,8 +92,8 @@ impl Reader {
             let (class, next) = (index(*class), self.places[index(*class)].next);
             move |through: &[u64; 4]| next <= through[class]
         };
-        let there = durable.wait_for(|durable| classes.iter().any(|class| more(class)(&durable.through))).await;
-        if there.is_err() {
+        let there = durable.wait_for(|durable| classes.iter().any(|class| more(class)(&durable.through))).await.is_ok();
+        if !there {
             // The bus is closed: nothing will come any more.
             std::future::pending::<()>().await;
         }

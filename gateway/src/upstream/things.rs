@@ -9,6 +9,8 @@ use device_models::model::{Kind, Model};
 use device_models::wire::{Catalog, PropertyName};
 use device_models::{Order, Outcome};
 
+use crate::devices::Devices;
+
 /// The seam to the registry of things. Its replies to orders go onto the bus by themselves.
 pub trait Things: Send + Sync {
     /// The number of the present list of things; grows with every change.
@@ -28,6 +30,33 @@ pub trait Things: Send + Sync {
         order: Order,
         patience: Duration,
     ) -> Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
+}
+
+// === impl Things for Devices ===
+
+impl Things for Devices {
+    fn rev(&self) -> u32 {
+        Self::catalog(self).borrow().rev
+    }
+
+    fn catalog(&self) -> Catalog {
+        let list = Arc::clone(&Self::catalog(self).borrow());
+        names(list.rev, list.things.iter().map(|thing| (thing.alias, &thing.id, &*thing.model)))
+    }
+
+    fn model(&self, thing: &str) -> Arc<str> {
+        self.by_id(thing).map_or_else(|| Arc::from(""), |thing| Arc::clone(thing.model.name()))
+    }
+
+    fn order<'a>(
+        &'a self,
+        thing: &'a str,
+        id: &'a str,
+        order: Order,
+        patience: Duration,
+    ) -> Pin<Box<dyn Future<Output = Outcome> + Send + 'a>> {
+        Box::pin(Self::order(self, thing, id, order, patience))
+    }
 }
 
 /// The names behind a list of things: alias, id and model each.
