@@ -124,11 +124,17 @@ impl Cursors {
 
     /// Hands changed cursors to the keyed state, which makes them durable within its second.
     pub(super) fn save(&self) {
+        self.hand_over(|cursor| cursor.pending.is_none());
+    }
+
+    /// As [`save`](Self::save) at the end: also those whose write before is not known to be durable yet.
+    pub(super) fn save_last(&self) {
+        self.hand_over(|_| true);
+    }
+
+    fn hand_over(&self, which: impl Fn(&Cursor) -> bool) {
         let mut state = self.state.lock();
-        for (name, cursor) in &mut state.cursors {
-            if !cursor.dirty || cursor.pending.is_some() {
-                continue;
-            }
+        for (name, cursor) in state.cursors.iter_mut().filter(|(_, cursor)| cursor.dirty && which(cursor)) {
             if let Ok(write) = self.keyed.put(TREE, name.as_bytes(), &encode(self.epoch, cursor.latest)) {
                 cursor.pending = Some((write, cursor.latest));
                 cursor.dirty = false;

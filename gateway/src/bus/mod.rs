@@ -335,7 +335,7 @@ impl Bus {
         let mut durable = inner.durable.clone();
         // The writer owns the sender: an error says that it is done.
         while durable.changed().await.is_ok() {}
-        inner.cursors.save();
+        inner.cursors.save_last();
         inner.keyed.close();
         inner.keyed.closed().await;
     }
@@ -351,7 +351,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.cursors.save();
+        self.cursors.save_last();
         self.buffer.close();
         self.keyed.close();
     }
