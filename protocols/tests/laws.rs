@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use protocols::{Capture, PROTOCOLS, Protocol, Sniff, Wire};
 
 /// Bytes one test of cuts may push through a session: keeps the suite short for long captures.
-const CUT_WORK_MAX: usize = 24 << 20;
+const CUT_WORK_MAX: usize = 6 << 20;
 
 /// Folders of `src` that hold no protocol.
 const SHARED_FOLDERS: &[&str] = &["media"];
@@ -245,7 +245,7 @@ fn captures_give_their_golden_outputs() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Laws 1 and 2 once more, over whatever proptest makes of the captures.
     #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use super::frame::{Code, Message, uint};
-use super::request::{Refused, Target};
+use super::request::{Ask, Refused, Target};
 
 /// Uploads of one peer at a time; a further one takes the place of the oldest.
 const UPLOADS_MAX: usize = 2;
@@ -86,30 +86,28 @@ impl Uploads {
     }
 
     /// Takes a block. A block 0 begins anew, whatever was there; any other must follow the last one.
-    pub(super) fn take(
-        &mut self,
-        now: Instant,
-        target: &Target,
-        format: Option<u32>,
-        block: Block,
-        payload: &Bytes,
-    ) -> Result<Progress, Refused> {
+    pub(super) fn take(&mut self, now: Instant, ask: &Ask, block: Block) -> Result<Progress, Refused> {
+        let Ask { target, format, size1, payload, .. } = ask;
         self.uploads.retain(|upload| now.saturating_duration_since(upload.since) < AGE_MAX);
         let at = self.uploads.iter().position(|upload| upload.target == *target);
         let upload = at.and_then(|at| self.uploads.remove(at));
+        let too_large = || {
+            let why = format!("a body has at most {} bytes", self.body_max);
+            Err(Refused::new(Code::REQUEST_ENTITY_TOO_LARGE, why))
+        };
+        if size1.is_some_and(|size| size as usize > self.body_max) {
+            return too_large();
+        }
         if block.more && payload.len() != block.size() {
             return Err(Refused::new(Code::BAD_REQUEST, "a block that is not the last is not full"));
         }
         let mut upload = match (block.number, upload) {
-            (0, _) => Upload { target: target.clone(), format, body: BytesMut::new(), since: now },
-            (number, Some(upload)) if upload.follows(number, block, format) => upload,
+            (0, _) => Upload { target: target.clone(), format: *format, body: BytesMut::new(), since: now },
+            (number, Some(upload)) if upload.follows(number, block, *format) => upload,
             _ => return Err(Refused::new(Code::REQUEST_ENTITY_INCOMPLETE, "a block before this one is missing")),
         };
         if upload.body.len() + payload.len() > self.body_max {
-            return Err(Refused::new(
-                Code::REQUEST_ENTITY_TOO_LARGE,
-                format!("a body has at most {} bytes", self.body_max),
-            ));
+            return too_large();
         }
         upload.body.extend_from_slice(payload);
         if !block.more {
@@ -134,10 +132,15 @@ impl Upload {
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
 mod tests {
+    use super::super::frame::{Kind, number};
     use super::*;
 
-    fn target(device: &str) -> Target {
-        Target::Properties { device: device.to_owned() }
+    fn ask(device: &str, payload: &Bytes) -> Ask {
+        let mut message = Message::new(Kind::Confirmable, Code::POST, 1);
+        let path =
+            ["things", device, "properties"].map(|name| (number::URI_PATH, Bytes::copy_from_slice(name.as_bytes())));
+        message.options = path.to_vec();
+        Ask { payload: payload.clone(), ..Ask::read(&message, "token").unwrap() }
     }
 
     fn block(number: u32, more: bool) -> Block {
@@ -149,8 +152,7 @@ mod tests {
         let now = Instant::now();
         let (full, rest) = (Bytes::from_static(b"0123456789abcdef"), Bytes::from_static(b"xyz"));
         let mut uploads = Uploads::new(40);
-        let mut take =
-            |number, more, payload: &Bytes| uploads.take(now, &target("d"), None, block(number, more), payload);
+        let mut take = |number, more, payload: &Bytes| uploads.take(now, &ask("d", payload), block(number, more));
         assert_eq!(take(0, true, &full), Ok(Progress::Continue));
         assert_eq!(take(1, true, &full), Ok(Progress::Continue));
         assert_eq!(
@@ -163,6 +165,8 @@ mod tests {
         assert_eq!(take(0, true, &full), Ok(Progress::Continue));
         assert_eq!(take(0, false, &rest), Ok(Progress::Whole(rest.clone())), "block 0 begins anew");
         assert_eq!(take(0, true, &rest).unwrap_err().code, Code::BAD_REQUEST);
+        let announced = Ask { size1: Some(41), ..ask("d", &full) };
+        assert_eq!(uploads.take(now, &announced, block(0, true)).unwrap_err().code, Code::REQUEST_ENTITY_TOO_LARGE);
     }
 
     #[test]
@@ -171,10 +175,10 @@ mod tests {
         let full = Bytes::from_static(b"0123456789abcdef");
         let mut uploads = Uploads::new(20);
         for device in ["a", "b", "c"] {
-            assert_eq!(uploads.take(now, &target(device), None, block(0, true), &full), Ok(Progress::Continue));
+            assert_eq!(uploads.take(now, &ask(device, &full), block(0, true)), Ok(Progress::Continue));
         }
         assert_eq!(uploads.uploads.len(), UPLOADS_MAX);
-        let mut take = |now, device| uploads.take(now, &target(device), None, block(1, true), &full).unwrap_err().code;
+        let mut take = |now, device| uploads.take(now, &ask(device, &full), block(1, true)).unwrap_err().code;
         assert_eq!(take(now, "a"), Code::REQUEST_ENTITY_INCOMPLETE, "the oldest went");
         assert_eq!(take(now, "b"), Code::REQUEST_ENTITY_TOO_LARGE);
         assert_eq!(take(now + AGE_MAX, "c"), Code::REQUEST_ENTITY_INCOMPLETE, "too old");

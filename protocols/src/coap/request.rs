@@ -37,6 +37,8 @@ pub(super) struct Ask {
     pub(super) observe: Option<u32>,
     pub(super) block1: Option<Block>,
     pub(super) block2: Option<Block>,
+    /// Bytes of the whole body, as announced with its first block.
+    pub(super) size1: Option<u32>,
     pub(super) payload: Bytes,
 }
 
@@ -91,6 +93,7 @@ impl Ask {
             observe: one_uint(message, number::OBSERVE, 3),
             block1: Block::read(message, number::BLOCK1)?,
             block2: Block::read(message, number::BLOCK2)?,
+            size1: one_uint(message, number::SIZE1, 4),
             payload: message.payload.clone(),
         };
         for query in texts(message, number::URI_QUERY)? {

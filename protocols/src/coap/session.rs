@@ -255,6 +255,9 @@ impl Talk {
 
     fn refuse(&mut self, now: Instant, reply_to: &ReplyTo, refused: &Refused, out: &mut Outbox) {
         let mut response = Message::new(Kind::Acknowledgement, refused.code, 0);
+        // An answer whose Block1 says "more" would ask for the next block (RFC 7959 section 2.3).
+        let block1 = reply_to.block1.map(|block| Block { more: false, ..block });
+        let reply_to = &ReplyTo { block1, ..reply_to.clone() };
         match refused.code {
             Code::REQUEST_ENTITY_TOO_LARGE => {
                 response = response.with_uint(number::SIZE1, self.options.body_max() as u32);
@@ -359,7 +362,7 @@ impl Talk {
     fn admitted(&mut self, now: Instant, by: &Identity, mut reply_to: ReplyTo, mut ask: Ask, out: &mut Outbox) {
         if let Some(block) = ask.block1 {
             reply_to.block1 = Some(block);
-            match self.uploads.take(now, &ask.target, ask.format, block, &ask.payload) {
+            match self.uploads.take(now, &ask, block) {
                 Ok(Progress::Whole(body)) => ask.payload = body,
                 Ok(Progress::Continue) => {
                     let response = Message::new(Kind::Acknowledgement, Code::CONTINUE, 0);
