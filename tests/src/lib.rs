@@ -14,11 +14,13 @@
     reason = "a test stops at the first thing that is not as it should be"
 )]
 
+mod device;
 mod gateway;
 mod peer;
 mod ports;
 mod upstream;
 
+pub use device::{Counter, Language};
 pub use gateway::{Gateway, Options};
 pub use peer::{Child, run, run_ok, shell};
 pub use ports::free_port;

@@ -13,6 +13,8 @@ mod arm;
 mod check;
 mod devices;
 mod docs;
+mod durability;
+mod hostile;
 mod service;
 mod streams;
 mod style;
