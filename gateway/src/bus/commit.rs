@@ -303,6 +303,13 @@ impl Writer {
     }
 }
 
+impl Drop for Writer {
+    /// However the writer ends: without it nothing may be taken in, and nobody may wait for room.
+    fn drop(&mut self) {
+        self.buffer.close();
+    }
+}
+
 /// An emptied buffer for the next batch, unless it is empty by nature or too large to keep.
 fn recycle(batch: Batch) -> Option<Vec<u8>> {
     let mut bytes = batch.bytes;

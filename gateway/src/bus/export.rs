@@ -80,7 +80,6 @@ pub(super) fn restore(disk: &dyn Disk, path: &Path, table: &dyn Table, missing: 
         }
     }
     table.apply(&changes)?;
-    table.sync()?;
     Ok(Some(restored))
 }
 

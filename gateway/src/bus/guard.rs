@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use super::disk::Disk;
-use super::table::{BROKEN, LOCKED, SledTable, Table};
+use super::table::{BROKEN, LOCKED, MemoryTable, SledTable, Table};
 use super::{BusError, Finding, FindingKind, export};
 use crate::{clock, threads};
 
@@ -44,17 +44,29 @@ pub(super) fn open(
         Err(why) => why,
     };
     if existed {
-        let aside = set_aside(&path, &note);
+        let aside = set_aside(&path);
         let text = format!("{}: {why}; set aside: {aside}", path.display());
         findings.push(Finding { kind: FindingKind::Quarantined, text });
     }
-    let (table, _) = attempt(&path).map_err(BusError::Keyed)?;
-    let text = match export::restore(disk, &export, &table, false).map_err(BusError::Keyed)? {
+    // Until the restored state is durable the note stays: a power cut in between must not leave half of it behind.
+    drop(fs::write(&note, "restoring").and_then(|()| disk.sync_folder(folder)));
+    let table: Box<dyn Table> = match attempt(&path) {
+        Ok((table, _)) => Box::new(table),
+        Err(why) => {
+            let text = format!("{}: {why}; the keyed state is in memory only", path.display());
+            findings.push(Finding { kind: FindingKind::ReadOnly, text });
+            Box::new(MemoryTable::default())
+        }
+    };
+    let text = match export::restore(disk, &export, &*table, false).map_err(BusError::Keyed)? {
         Some(entries) => format!("{entries} entries of keyed state restored from {}", export.display()),
         None => "the keyed state begins anew: there is no export to restore".to_owned(),
     };
+    if table.sync().is_ok() {
+        drop(fs::remove_file(&note));
+    }
     findings.push(Finding { kind: FindingKind::KeyedRestored, text });
-    Ok((Box::new(table), true))
+    Ok((table, true))
 }
 
 fn attempt(path: &Path) -> Result<(SledTable, bool), String> {
@@ -74,12 +86,9 @@ fn attempt(path: &Path) -> Result<(SledTable, bool), String> {
 }
 
 /// Moves sled's folder out of the way and keeps only the newest ones moved. Returns the new place.
-fn set_aside(path: &Path, note: &Path) -> String {
+fn set_aside(path: &Path) -> String {
     let to = path.with_file_name(format!("quarantine-{:020}", clock::now_us()));
     let moved = fs::rename(path, &to);
-    if note.exists() && moved.is_ok() {
-        drop(fs::remove_file(note));
-    }
     if let Some(folder) = path.parent() {
         prune(folder);
     }

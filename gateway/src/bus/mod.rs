@@ -367,7 +367,10 @@ fn edges(files: &Files) -> ([u64; 4], [u64; 4]) {
 /// Keeps a second process out: two writers would be the end of the store.
 fn lock(path: &Path) -> Result<File, BusError> {
     let open_error = |error| BusError::Open { path: path.to_owned(), error };
-    let file = File::options().create(true).truncate(false).write(true).open(path.join("lock")).map_err(open_error)?;
+    let name = path.join("lock");
+    // On a read-only disk the file that is there can still be locked.
+    let file = File::options().create(true).truncate(false).write(true).open(&name).or_else(|_| File::open(&name));
+    let file = file.map_err(open_error)?;
     let started = Instant::now();
     loop {
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {

@@ -88,7 +88,8 @@ pub(super) fn open(
     let filed = read_epoch(&*disk, folder);
     let stored = filed.or(known.epoch);
     let found = names.iter().flatten().map(|(name, _)| name.epoch).max();
-    let fresh = stored.is_none() && found.is_none();
+    // A first start that was cut off halfway has made files, but no record can have counted.
+    let fresh = stored.is_none() && names.iter().flatten().all(|(_, len)| *len <= HEADER as u64);
     let gone = found.is_none();
     // A class without any file, of which nothing else tells how far it was: only a new epoch keeps numbers honest.
     let unknown = Class::ALL.into_iter().any(|class| names[index(class)].is_empty() && known.marks[index(class)] == 0);

@@ -185,6 +185,26 @@ mod tests {
     }
 
     #[test]
+    fn the_format_is_as_documented() {
+        let header = "53474c4f4753454701000200edfe000000000000".to_owned() + "07000000000000000000000000000000";
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
+        assert_eq!(hex(&NAME.header()[..36]), header);
+        let mut bytes = Vec::new();
+        push_record(&mut bytes, payload_crc(NAME.seed(), b"hello"), 9, b"hello");
+        push_gap(&mut bytes, NAME.seed(), 10, 12, "cap");
+        let covered = |frame: &[u8]| {
+            let whole = [&0xfeed_u64.to_le_bytes(), &frame[16..], &frame[..4], &frame[8..16]].concat();
+            assert_eq!(crc32c(&whole).to_le_bytes(), frame[4..8], "epoch, payload, length, number");
+        };
+        assert_eq!(hex(&bytes[..4]), "05000000");
+        assert_eq!(hex(&bytes[8..21]), "090000000000000068656c6c6f");
+        covered(&bytes[..21]);
+        assert_eq!(hex(&bytes[21..25]), "0b000080");
+        assert_eq!(hex(&bytes[29..]), "0a000000000000000c00000000000000636170");
+        covered(&bytes[21..]);
+    }
+
+    #[test]
     fn every_flipped_bit_of_a_frame_is_seen() {
         let mut bytes = Vec::new();
         push_record(&mut bytes, payload_crc(NAME.seed(), b"hello"), 9, b"hello");

@@ -2,6 +2,7 @@
 //! trusted: values kept under 4 KiB, every call guarded against its panics, and our own fdatasync, because sled's flush
 //! is none. This file and `guard.rs` alone name sled.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,6 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+
+use super::Lock;
 
 /// Bytes of sled's page cache: the state is small, the box has 512 MB.
 const CACHE: u64 = 8 * 1024 * 1024;
@@ -209,6 +212,43 @@ impl Table for SledTable {
 /// Whether the database is held by another process (or by this one, still): that is no damage.
 fn is_locked(error: &sled::Error) -> bool {
     error.to_string().contains(LOCKED)
+}
+
+/// What is left when the disk can hold no database (a read-only disk): state in memory, which is never called durable.
+#[derive(Debug, Default)]
+pub(super) struct MemoryTable {
+    values: Lock<BTreeMap<Vec<u8>, Bytes>>,
+}
+
+// === impl MemoryTable ===
+
+impl Table for MemoryTable {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, String> {
+        Ok(self.values.lock().get(key).cloned())
+    }
+
+    fn scan(&self, prefix: &[u8], each: Each<'_>) -> Result<(), String> {
+        let values = self.values.lock().clone();
+        values
+            .range(prefix.to_vec()..)
+            .take_while(|(key, _)| key.starts_with(prefix))
+            .try_for_each(|(key, value)| each(key, value.clone()))
+    }
+
+    fn apply(&self, changes: &[(Vec<u8>, Option<Bytes>)]) -> Result<(), String> {
+        let mut values = self.values.lock();
+        for (key, value) in changes {
+            match value {
+                Some(value) => drop(values.insert(key.clone(), value.clone())),
+                None => drop(values.remove(key)),
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), String> {
+        Err("the keyed state is in memory only: its disk cannot be written".to_owned())
+    }
 }
 
 fn value_key(key: &[u8]) -> Vec<u8> {

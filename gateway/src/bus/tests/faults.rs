@@ -261,3 +261,59 @@ async fn whatever_a_power_cut_leaves_what_was_settled_is_there() {
         assert!(records.len() >= 6, "{leave:?}: {records:?}");
     }
 }
+
+#[tokio::test]
+async fn the_free_space_floor_is_kept() {
+    let mut rig = Rig::new();
+    (rig.config.segment_mib, rig.config.free_min_mib) = (1, 3);
+    rig.disk.faults.lock().unwrap().room = Some(10 * 1024 * 1024);
+    let (bus, _) = rig.start().unwrap();
+    let mut reader = bus.reader("up").unwrap();
+    let big = vec![7; 100_000];
+    for _ in 0..150 {
+        append_all(&bus, Class::Live, std::slice::from_ref(&big)).await;
+        assert!(rig.disk.bytes() <= 8 * 1024 * 1024, "at most a segment into the floor");
+    }
+    covered(&drain(&mut reader, Class::Live).await, 1, 150);
+    assert!(bus.stat().evicted > 0);
+}
+
+#[tokio::test]
+async fn a_first_start_that_was_cut_off_is_a_first_start_again() {
+    let rig = Rig::new();
+    drop(rig.start().unwrap());
+    let rig = Rig { table: super::sim::SimTable::default(), ..rig.cut(Leave::Nothing) };
+    for file in rig.disk.files("epoch").into_iter().chain(rig.disk.files("ctl-")) {
+        crate::bus::disk::Disk::remove(&rig.disk, &file).unwrap();
+    }
+    let (bus, findings) = rig.start().unwrap();
+    assert_eq!(findings, []);
+    assert_eq!(append_all(&bus, Class::Live, &[record(1)]).await, [1]);
+}
+
+/// On a real small file system: `mount -t tmpfs -o size=64m none FOLDER`, then
+/// `SLUICEGATE_TEST_SMALL_DISK=FOLDER cargo test -p gateway small_disk -- --ignored`.
+#[tokio::test]
+#[ignore = "needs a file system of its own"]
+async fn a_small_disk_is_filled_and_the_live_path_goes_on() {
+    let folder = std::env::var_os("SLUICEGATE_TEST_SMALL_DISK").expect("a folder on a disk of 64 MiB");
+    let path = PathBuf::from(folder).join("store");
+    for free_min_mib in [0, 16] {
+        let config =
+            crate::config::Store { path: path.clone(), free_min_mib, commit_ms: 0, ..crate::config::Store::default() };
+        let (bus, findings) = crate::bus::Bus::open(&config).unwrap();
+        assert_eq!(findings, []);
+        let mut reader = bus.reader("up").unwrap();
+        let (mut refused, mut last, first) = (0, 0, reader.committed()[2] + 1);
+        for _ in 0..2000 {
+            last = bus.append(Class::Live, &vec![7; 100_000]).await.unwrap();
+            refused += u32::from(bus.settled(Class::Live, last).await.is_err());
+        }
+        let kept = covered(&drain(&mut reader, Class::Live).await, first, last).len();
+        println!("free_min {free_min_mib} MiB: {refused} of 2000 refused, {kept} kept, {:?}", bus.stat());
+        assert_eq!(refused, 0);
+        assert!(kept > 200);
+        reader.commit(Class::Live, last);
+        bus.close().await;
+    }
+}

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use crate::bus::{Bus, BusError, FindingKind};
+use crate::bus::disk::RealDisk;
+use crate::bus::table::{BROKEN, SledTable};
+use crate::bus::{Bus, BusError, FindingKind, guard};
 use crate::config;
 
 fn store(folder: &Path) -> config::Store {
@@ -130,4 +132,35 @@ async fn a_damaged_export_gives_what_is_whole_of_it() {
     for (key, bytes) in found {
         assert_eq!(bytes, value(u32::from_be_bytes(key.as_slice().try_into().unwrap())));
     }
+}
+
+#[tokio::test]
+async fn a_restore_that_was_cut_off_is_done_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = store(folder.path());
+    let (bus, _) = Bus::open(&config).unwrap();
+    bus.keyed().put("t", b"a", b"1").unwrap();
+    bus.close().await;
+    std::fs::remove_dir_all(config.path.join("sled")).unwrap();
+    // The half-restored database, as a power cut left it.
+    drop(SledTable::open(&config.path.join("sled")).unwrap());
+    std::fs::write(config.path.join(BROKEN), "restoring").unwrap();
+    let (bus, findings) = Bus::open(&config).unwrap();
+    assert!(findings.iter().any(|finding| finding.kind == FindingKind::KeyedRestored), "{findings:?}");
+    assert_eq!(bus.keyed().get("t", b"a").unwrap().as_deref(), Some(&b"1"[..]));
+    assert!(!config.path.join(BROKEN).exists());
+    bus.close().await;
+    let (_, findings) = Bus::open(&config).unwrap();
+    assert_eq!(findings, [], "and only once");
+}
+
+#[tokio::test]
+async fn where_no_database_can_be_made_state_is_kept_in_memory_and_never_called_durable() {
+    let mut findings = Vec::new();
+    let (table, lossy) = guard::open(&RealDisk, Path::new("/proc/self"), &mut findings).unwrap();
+    assert!(lossy);
+    assert!(findings.iter().any(|finding| finding.kind == FindingKind::ReadOnly), "{findings:?}");
+    table.apply(&[(b"k".to_vec(), Some("v".into()))]).unwrap();
+    assert_eq!(table.get(b"k").unwrap().as_deref(), Some(&b"v"[..]));
+    assert!(table.sync().is_err());
 }

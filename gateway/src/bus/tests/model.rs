@@ -11,13 +11,31 @@ use crate::bus::{Bus, Entry, Reader};
 
 #[derive(Debug, Clone)]
 enum Step {
-    Append { class: Class, count: u8, len: u16 },
+    Append {
+        class: Class,
+        count: u8,
+        len: u16,
+    },
+    /// So many records of 120 kB: segments roll, go when read, and are let go of at the cap.
+    AppendBig {
+        class: Class,
+        count: u8,
+    },
     Settle,
-    Read { class: Class, records: u8, commit: bool },
+    Read {
+        class: Class,
+        records: u8,
+        commit: bool,
+    },
     Rewind,
-    Put { key: u8, value: u8 },
+    Put {
+        key: u8,
+        value: u8,
+    },
     Flush,
-    Fail { sync: bool },
+    Fail {
+        sync: bool,
+    },
     Restart,
     Cut(Leave),
 }
@@ -28,6 +46,7 @@ fn step() -> impl Strategy<Value = Step> {
         prop_oneof![Just(Leave::Nothing), Just(Leave::All), Just(Leave::Zeros), (0_usize..3000).prop_map(Leave::Bytes)];
     prop_oneof![
         6 => (class(), 1_u8..20, 0_u16..600).prop_map(|(class, count, len)| Step::Append { class, count, len }),
+        2 => (class(), 1_u8..10).prop_map(|(class, count)| Step::AppendBig { class, count }),
         3 => Just(Step::Settle),
         6 => (class(), 1_u8..40, any::<bool>()).prop_map(|(class, records, commit)| Step::Read { class, records, commit }),
         1 => Just(Step::Rewind),
@@ -58,32 +77,24 @@ struct World {
     classes: [OneClass; 4],
     /// By key: values that may be found, the durable one first.
     keyed: BTreeMap<u8, Vec<Option<u8>>>,
+    /// Bytes appended in all.
+    appended: usize,
 }
 
 impl World {
     fn new() -> Self {
         let mut rig = Rig::new();
-        rig.config.segment_mib = 1;
+        (rig.config.segment_mib, rig.config.cap_mib) = (1, 8);
         let (bus, _) = rig.start().unwrap();
         let (reader, epoch) = (bus.reader("up").unwrap(), bus.epoch());
         let classes = [(); 4].map(|()| OneClass { next: 1, ..OneClass::default() });
-        Self { rig, bus, reader, epoch, classes, keyed: BTreeMap::new() }
+        Self { rig, bus, reader, epoch, classes, keyed: BTreeMap::new(), appended: 0 }
     }
 
     async fn take(&mut self, step: Step) {
         match step {
-            Step::Append { class, count, len } => {
-                for _ in 0..count {
-                    let at = usize::from(class.number());
-                    let record = vec![self.classes[at].sent.len() as u8; usize::from(len)];
-                    let seq = self.bus.append(class, &record).await.unwrap();
-                    let model = &mut self.classes[at];
-                    let taken = model.settled.last().copied().unwrap_or(0).max(model.shown);
-                    assert!(seq > taken, "{seq} given again, behind {taken}");
-                    model.sent.insert(seq, record);
-                    model.open.push(seq);
-                }
-            }
+            Step::Append { class, count, len } => self.append(class, count, len.into()).await,
+            Step::AppendBig { class, count } => self.append(class, count, 120_000).await,
             Step::Settle => self.settle().await,
             Step::Read { class, records, commit } => self.read(class, records.into(), commit).await,
             Step::Rewind => {
@@ -109,6 +120,20 @@ impl World {
         }
     }
 
+    async fn append(&mut self, class: Class, count: u8, len: usize) {
+        for _ in 0..count {
+            let at = usize::from(class.number());
+            let record = vec![self.classes[at].sent.len() as u8; len];
+            let seq = self.bus.append(class, &record).await.unwrap();
+            let model = &mut self.classes[at];
+            let taken = model.settled.last().copied().unwrap_or(0).max(model.shown);
+            assert!(seq > taken, "{seq} given again, behind {taken}");
+            model.sent.insert(seq, record);
+            model.open.push(seq);
+            self.appended += len;
+        }
+    }
+
     async fn settle(&mut self) {
         for class in Class::ALL {
             let model = &mut self.classes[usize::from(class.number())];
@@ -131,6 +156,10 @@ impl World {
                     // given before the power went, and that never counted.
                     let own = class == Class::Control && !model.settled.contains(seq) && is_gap(bytes);
                     assert!(own || model.sent[seq] == *bytes, "{class:?} {seq}");
+                }
+                Entry::Gap { first, last, reason } if reason == "cap" => {
+                    assert_eq!(*first, model.next);
+                    assert!(self.appended > 6 << 20, "{first} to {last} gone long before the cap");
                 }
                 Entry::Gap { first, last, .. } => {
                     assert_eq!(*first, model.next);
