@@ -109,6 +109,8 @@ pub enum BrokerCore {
 pub struct Stream {
     /// Pinned threads; 0: one less than the CPUs, at least 1.
     pub threads: usize,
+    /// Lower bound of the merge window, ms, 0 to 1000. 0: viewers get each frame at once while there is time to spare.
+    pub window_min_ms: u64,
     /// Upper bound of the merge window, ms, 0 to 1000: how long bytes for viewers may be collected under load.
     pub window_max_ms: u64,
     /// Bytes kept of one stream in one container since its last key frame, KiB.
@@ -299,6 +301,7 @@ impl Default for Stream {
     fn default() -> Self {
         Self {
             threads: 0,
+            window_min_ms: 0,
             window_max_ms: 350,
             gop_kib: 8 * 1024,
             gop_seconds: 10,

@@ -319,7 +319,7 @@ struct Rules {
 impl Rules {
     fn new(config: &config::Stream, relays: &[config::Relay]) -> Self {
         Self {
-            window_min_ms: 0,
+            window_min_ms: config.window_min_ms,
             window_max_ms: config.window_max_ms,
             keep: Keep::new(config.gop_kib, config.gop_seconds),
             patience: Patience::new(config.lag_max_ms, Duration::from_secs(config.stall_max_seconds)),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use protocols::media::aac::AudioSpecificConfig;
 use protocols::media::h264::AvcC;
 use protocols::media::{Change, Codec, Container, Kind, StreamName, Track, Tracks, Unit};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::camera::Camera;
@@ -57,6 +58,8 @@ pub(super) struct Source {
     pub(super) counters: StreamCounters,
     pub(super) camera: Camera,
     pub(super) relays: Vec<Rc<RefCell<RelayInfo>>>,
+    /// Tells relays that wait of a publisher.
+    pub(super) published: Rc<Notify>,
     /// Ends the relays with the stream.
     pub(super) ended: CancellationToken,
     /// Flush phases that have not seen the newest units.
@@ -82,6 +85,7 @@ impl Source {
             counters: StreamCounters::default(),
             camera,
             relays: Vec::new(),
+            published: Rc::default(),
             ended: CancellationToken::new(),
             due: 0,
         }
@@ -106,6 +110,7 @@ impl Source {
         self.tracks = Tracks::default();
         self.recent.restart();
         self.keyless = true;
+        self.published.notify_waiters();
         Generation(self.generation)
     }
 

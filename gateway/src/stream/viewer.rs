@@ -96,7 +96,6 @@ impl Viewer {
         }
     }
 
-    #[allow(dead_code, reason = "relays come with the RTMP client")]
     pub(super) fn for_relay(mut self, closed: oneshot::Sender<Closed>) -> Self {
         self.relay = Some(closed);
         self

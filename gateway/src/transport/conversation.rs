@@ -257,9 +257,13 @@ impl Conversation {
 
     async fn admit(&mut self, ticket: Ticket, claim: Claim) {
         let mut outcome = self.services.gatekeeper.admit(&self.adapter.info, &claim).await;
-        if let (Ok(_), Claim::Watch { stream, .. }) = (&outcome, &claim)
-            && let Err(refusal) = self.services.streams.available(stream).await
-        {
+        let streams = &self.services.streams;
+        let possible = match (&outcome, &claim) {
+            (Ok(_), Claim::Watch { stream, .. }) => streams.available(stream).await,
+            (Ok(_), Claim::Publish { stream, .. }) => streams.publishable(stream),
+            _ => Ok(()),
+        };
+        if let Err(refusal) = possible {
             outcome = Err(refusal);
         }
         match &outcome {
