@@ -255,11 +255,11 @@ impl Platform {
             loop {
                 match self.link.next().await {
                     Event::Arrived(arrival) => {
-                        self.link.acknowledge(&arrival).unwrap();
                         if arrival.topic.ends_with("/state") {
                             self.states.push(serde_json::from_slice(&arrival.payload).unwrap());
                         }
                         let delivered = self.consumer.take(&arrival.topic, &arrival.payload);
+                        self.link.acknowledge(arrival).unwrap();
                         if let Some(found) = delivered.iter().find_map(&mut wanted) {
                             return found;
                         }
@@ -409,5 +409,50 @@ async fn what_is_too_large_for_the_broker_is_said_and_the_rest_goes() {
     assert!(summary.is_whole(), "{summary}");
     assert_eq!((summary.messages, summary.said_lost), (501, 1), "{summary}");
     assert_eq!(site.upstream.status().dropped, 1);
+    site.stop().await;
+}
+
+/// An authority, and a certificate each for the broker and the gateway, made by openssl in `home`.
+fn make_certificates(home: &Path) {
+    let openssl = |arguments: &[&str]| {
+        let output = Command::new("openssl").args(arguments).current_dir(home).output().expect("openssl is installed");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"];
+    for authority in ["ca", "other-ca"] {
+        let files = ["-keyout", &format!("{authority}.key"), "-out", &format!("{authority}.pem")];
+        openssl(&[&["req", "-x509", "-subj", &format!("/CN=test {authority}")], &key[..], &files[..]].concat());
+    }
+    std::fs::write(home.join("names"), "subjectAltName=DNS:localhost,DNS:box-1\n").unwrap();
+    for name in ["broker", "client"] {
+        let (file, request, out) = (format!("{name}.key"), format!("{name}.csr"), format!("{name}.pem"));
+        openssl(&[&["req", "-new", "-subj", "/CN=box-1", "-keyout", &file, "-out", &request], &key[..5]].concat());
+        let signed = ["x509", "-req", "-in", &request, "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"];
+        openssl(&[&signed[..], &["-days", "2", "-extfile", "names", "-out", &out]].concat());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_goes_both_ways_and_an_unknown_authority_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = tempfile::tempdir().unwrap();
+    make_certificates(home.path());
+    let file = |name: &str| home.path().join(name).display().to_string();
+    let broker = Mosquitto::start(&format!(
+        "cafile {}\ncertfile {}\nkeyfile {}\nrequire_certificate true",
+        file("ca.pem"),
+        file("broker.pem"),
+        file("broker.key")
+    ));
+    let url = format!("mqtts://localhost:{}", broker.port);
+    let own = format!("cert_file = \"{}\"\nkey_file = \"{}\"", file("client.pem"), file("client.key"));
+    let site = Site::start(folder.path(), &url, &format!("ca_file = \"{}\"\n{own}", file("other-ca.pem")));
+    site.power(1).await;
+    let status = site.status("an error", |status| status.error.is_some()).await;
+    assert!(status.error.as_deref().is_some_and(|error| error.contains("certificate")), "{status:?}");
+    site.stop().await;
+    let site = Site::start(folder.path(), &url, &format!("ca_file = \"{}\"\n{own}", file("ca.pem")));
+    let status = site.status("the report confirmed", |status| status.acked[2] == 1).await;
+    assert!(status.connected && status.error.is_none());
     site.stop().await;
 }

@@ -207,7 +207,7 @@ impl Receiver {
                 }
                 Event::Arrived(arrival) => {
                     self.print(&arrival)?;
-                    link.acknowledge(&arrival)?;
+                    link.acknowledge(arrival)?;
                     if self.options.count.is_some_and(|count| self.messages >= count) {
                         return Ok(End::Enough);
                     }

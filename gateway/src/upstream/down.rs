@@ -1,8 +1,8 @@
 //! Commands from upstream: JSON on `sg/v1/GATEWAY/down/THING`, an order to the thing, its reply on the bus.
 //!
 //! One of `{"id": "7", "write": {"on": true}}`, `{"id": "7", "read": ["power"]}`,
-//! `{"id": "7", "invoke": "reset", "input": {}}`, each with `"timeout_ms"` if ten seconds are not right. A command is
-//! acknowledged to the broker before it is carried out: it is carried out at most once.
+//! `{"id": "7", "invoke": "reset", "input": {}}`, each with `"timeout_ms"` if ten seconds are not right. The session at the
+//! broker is a clean one, so nothing is delivered a second time: a command is carried out at most once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{LastWill, Packet, PubAck, PubAckReason, Publish, SubscribeReasonCode};
-use rumqttc::v5::{AsyncClient, EventLoop, MqttOptions};
+use rumqttc::v5::{AsyncClient, ClientError, EventLoop, MqttOptions};
 use rumqttc::{Outgoing, TlsConfiguration, Transport};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -28,6 +28,9 @@ const CONNECT_SECONDS_MAX: u64 = 15;
 const INCOMING_BYTES_MAX: u32 = 4 << 20;
 /// rumqttc refuses less.
 const KEEP_ALIVE_MIN: Duration = Duration::from_secs(5);
+/// Acknowledgements that rumqttc has not taken yet, and how long until they are offered again.
+const OWED_MAX: usize = 10_000;
+const OWED_PAUSE: Duration = Duration::from_millis(10);
 /// Requests beside the window's publishes: subscriptions, the last word.
 const REQUESTS_BESIDE: usize = 8;
 
@@ -106,6 +109,8 @@ pub struct Link {
     sent: HashMap<u16, u64>,
     /// Taken by rumqttc, but held back until its packet id is free.
     held: Option<(u16, u64)>,
+    /// Arrivals done with whose acknowledgements rumqttc has not taken yet.
+    owed: VecDeque<Box<Publish>>,
     next_token: u64,
     down: bool,
 }
@@ -150,6 +155,7 @@ impl Link {
             unsent: VecDeque::new(),
             sent: HashMap::new(),
             held: None,
+            owed: VecDeque::new(),
             next_token: 1,
             down: false,
         })
@@ -157,9 +163,7 @@ impl Link {
 
     /// Hands over one publish and answers the token it will be confirmed by. Never waits.
     pub fn publish(&mut self, topic: String, payload: impl Into<Bytes>, retain: bool) -> Result<u64, LinkError> {
-        self.client
-            .try_publish(topic, QoS::AtLeastOnce, retain, payload.into())
-            .map_err(|error| LinkError::Full(error.to_string()))?;
+        self.handed(self.client.try_publish(topic, QoS::AtLeastOnce, retain, payload.into()))?;
         let token = self.next_token;
         self.next_token += 1;
         self.unsent.push_back(token);
@@ -167,12 +171,27 @@ impl Link {
     }
 
     pub fn subscribe(&self, filter: &str) -> Result<(), LinkError> {
-        self.client.try_subscribe(filter, QoS::AtLeastOnce).map_err(|error| LinkError::Full(error.to_string()))
+        self.handed(self.client.try_subscribe(filter, QoS::AtLeastOnce))
     }
 
-    /// Tells the broker that an arrival is done with. Never waits: no more than the window can be open at a time.
-    pub fn acknowledge(&self, arrival: &Arrival) -> Result<(), LinkError> {
-        self.client.try_ack(&arrival.publish).map_err(|error| LinkError::Full(error.to_string()))
+    /// Tells the broker that an arrival is done with; [`next`](Self::next) sees it through. Never waits.
+    pub fn acknowledge(&mut self, arrival: Arrival) -> Result<(), LinkError> {
+        // A broker that keeps to our receive maximum never comes near.
+        if self.owed.len() >= OWED_MAX {
+            return Err(LinkError::Full(format!("{OWED_MAX} acknowledgements wait")));
+        }
+        self.owed.push_back(arrival.publish);
+        self.pay();
+        Ok(())
+    }
+
+    fn pay(&mut self) {
+        while let Some(publish) = self.owed.front() {
+            if self.client.try_ack(publish).is_err() {
+                return;
+            }
+            self.owed.pop_front();
+        }
     }
 
     /// Publishes handed over and not yet confirmed.
@@ -186,10 +205,14 @@ impl Link {
             return std::future::pending().await;
         }
         loop {
-            let event = match self.events.recv().await {
-                Some(Ok(event)) => self.sort(event),
-                Some(Err(reason)) => Some(Event::Down(reason)),
-                None => Some(Event::Down("the connection's task has ended".to_owned())),
+            self.pay();
+            // rumqttc does not say when it has room again: what is owed is offered at every event, or after a moment.
+            let patience = if self.owed.is_empty() { Duration::MAX } else { OWED_PAUSE };
+            let event = match tokio::time::timeout(patience, self.events.recv()).await {
+                Err(_) => None,
+                Ok(Some(Ok(event))) => self.sort(event),
+                Ok(Some(Err(reason))) => Some(Event::Down(reason)),
+                Ok(None) => Some(Event::Down("the connection's task has ended".to_owned())),
             };
             if let Some(event) = event {
                 self.down = matches!(event, Event::Down(_));
@@ -206,6 +229,14 @@ impl Link {
         let gone = async { while !matches!(self.next().await, Event::Down(_)) {} };
         if tokio::time::timeout(patience, gone).await.is_err() {
             tracing::debug!("the broker did not see us go");
+        }
+    }
+
+    /// A connection that is gone takes nothing any more; that is told by [`Event::Down`], which comes in its turn.
+    fn handed(&self, result: Result<(), ClientError>) -> Result<(), LinkError> {
+        match result {
+            Err(error) if !self.events.is_closed() => Err(LinkError::Full(error.to_string())),
+            _ => Ok(()),
         }
     }
 
@@ -263,6 +294,7 @@ impl Drop for Link {
     }
 }
 
+/// Drops `events` before `eventloop`: whoever finds the latter gone can see it by the former.
 async fn poll(mut eventloop: EventLoop, events: mpsc::Sender<Result<rumqttc::v5::Event, String>>) {
     loop {
         let event = eventloop.poll().await.map_err(|error| error.to_string());

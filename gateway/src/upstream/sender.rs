@@ -404,17 +404,17 @@ impl Sender {
         self.names.published = true;
     }
 
-    fn hear(&mut self, link: &Link, event: Event) -> Option<End> {
+    fn hear(&mut self, link: &mut Link, event: Event) -> Option<End> {
         match event {
             Event::Confirmed(token) => self.confirmed(token),
             Event::Refused { reason, .. } => return Some(End::Lost(format!("the broker refuses a publish: {reason}"))),
             Event::Arrived(arrival) => {
-                if let Err(error) = link.acknowledge(&arrival) {
-                    return Some(End::Lost(error.to_string()));
-                }
                 let way = format!("sg/v1/{}/down/", self.gateway);
                 if let Some(thing) = arrival.topic.strip_prefix(&way) {
                     self.down.take(thing, &arrival.payload);
+                }
+                if let Err(error) = link.acknowledge(arrival) {
+                    return Some(End::Lost(error.to_string()));
                 }
             }
             Event::NotSubscribed(reason) => {
