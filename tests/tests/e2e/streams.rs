@@ -194,20 +194,26 @@ fn a_relayed_copy_is_equal_also_after_its_server_restarted() {
 #[test]
 fn stream_threads_are_named_and_pinned() {
     let gateway = Gateway::start(Options::default().with("[stream]\nthreads = 2"));
-    let tasks = format!("/proc/{}/task", gateway.child.pid());
-    let mut pinned = Vec::new();
-    for task in std::fs::read_dir(tasks).unwrap() {
-        let path = task.unwrap().path();
-        let name = std::fs::read_to_string(path.join("comm")).unwrap();
-        if name.starts_with("sg-stream-") {
-            let status = std::fs::read_to_string(path.join("status")).unwrap();
-            let cpus = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:")).unwrap().trim().to_owned();
-            assert!(cpus.parse::<usize>().is_ok(), "{} may run on {cpus}", name.trim());
-            pinned.push((name.trim().to_owned(), cpus));
-        }
-    }
-    assert_eq!(pinned.len(), 2, "{pinned:?}");
+    // A thread names and pins itself as its first act, which may be after the gateway said that it is ready.
+    let pinned = wait_for("two pinned threads", PATIENCE, || {
+        let pinned = pinned_threads(gateway.child.pid());
+        (pinned.len() == 2).then_some(pinned)
+    });
+    assert_ne!(pinned[0].1, pinned[1].1, "both on one processor: {pinned:?}");
     gateway.stop();
+}
+
+/// Name and processor of each thread `sg-stream-N` that is bound to one processor.
+fn pinned_threads(pid: i32) -> Vec<(String, usize)> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let threads = tasks.filter_map(|task| {
+        let path = task.ok()?.path();
+        let name = std::fs::read_to_string(path.join("comm")).ok()?;
+        let status = std::fs::read_to_string(path.join("status")).ok()?;
+        let cpus = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:"))?.trim().to_owned();
+        name.starts_with("sg-stream-").then_some((name.trim().to_owned(), cpus.parse().ok()?))
+    });
+    threads.collect()
 }
 
 #[test]
