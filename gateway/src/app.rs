@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use crate::admin::{self, parts::AdapterView};
-use crate::broker::Broker;
+use crate::broker::{Broker, WillReport};
 use crate::bus::Bus;
 use crate::config::plan::Plan;
 use crate::credentials::Gatekeeper;
@@ -63,7 +63,8 @@ impl App {
         let devices = Devices::open(Arc::clone(&plan.models), plan.declared, bus.clone())?;
         let intake = Intake::new(devices.clone(), bus.clone(), metrics.clone());
         let gatekeeper = Arc::new(Gatekeeper::new(plan.credentials, tasks.clone()));
-        let broker = Broker::open(&plan.config.broker, bus.keyed(), Arc::clone(&gatekeeper), &tasks)?;
+        let (broker, wills) = Broker::open(&plan.config.broker, bus.keyed(), Arc::clone(&gatekeeper), &tasks)?;
+        tasks.spawn("wills", take_will_reports(intake.clone(), wills, tasks.clone()));
         let (reports, camera_reports) = mpsc::channel(CAMERA_REPORTS_MAX);
         let streams = StreamCore::start(&plan.config.stream, &plan.config.relays, reports, &tasks)?;
         tasks.spawn("cameras", take_camera_reports(intake.clone(), camera_reports));
@@ -107,6 +108,22 @@ async fn take_camera_reports(intake: Intake, mut reports: mpsc::Receiver<Report>
     while let Some(report) = reports.recv().await {
         if let Err(refusal) = intake.take(&adapter, &identity, report, None).await {
             debug!(%refusal, "a camera's report is refused");
+        }
+    }
+}
+
+/// What MQTT wills say about devices; nobody is left to be acknowledged.
+async fn take_will_reports(intake: Intake, mut wills: mpsc::Receiver<WillReport>, tasks: Tasks) {
+    loop {
+        let will = tokio::select! {
+            will = wills.recv() => will,
+            () = tasks.stopping() => return,
+        };
+        let Some(WillReport { adapter, by, reports }) = will else { return };
+        for report in reports {
+            if let Err(refusal) = intake.take(&adapter, &by, report, None).await {
+                debug!(%refusal, "a will's report is refused");
+            }
         }
     }
 }

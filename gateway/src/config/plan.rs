@@ -192,7 +192,13 @@ impl Check<'_> {
             auto_register: adapter.auto_register,
             allow_anonymous: adapter.allow_anonymous,
         };
-        Some(transport::Adapter { info, listen, languages, connections_max: adapter.connections_max, tls })
+        Some(transport::Adapter {
+            info: Arc::new(info),
+            listen,
+            languages,
+            connections_max: adapter.connections_max,
+            tls,
+        })
     }
 
     fn languages(&mut self, key: &str, adapter: &Adapter, listen: &Listen) -> Vec<Language> {

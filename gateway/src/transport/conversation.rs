@@ -15,7 +15,7 @@ use tracing::debug;
 use super::drive::BoxedSession;
 use super::wire::Wire;
 use super::{Adapter, Services, next_route};
-use crate::broker::Attachment;
+use crate::broker::{Attachment, Kept};
 use crate::bus::Durable;
 use crate::clock;
 use crate::devices::{Devices, Route, Thing};
@@ -51,8 +51,16 @@ impl Ending {
 #[derive(Debug)]
 pub(super) struct Unsettled {
     ticket: Ticket,
-    /// Highest sequence number per class that must be durable.
-    need: [u64; 4],
+    need: Need,
+}
+
+/// What must be durable before something is acknowledged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Need {
+    /// Highest sequence number per class of the bus.
+    bus: [u64; 4],
+    /// Change of the broker's state.
+    broker: u64,
 }
 
 /// One session and everything it has under way.
@@ -64,6 +72,7 @@ pub(super) struct Conversation {
     pub(super) unwritten: BytesMut,
     pub(super) unsettled: VecDeque<Unsettled>,
     pub(super) durable: watch::Receiver<Durable>,
+    pub(super) kept: watch::Receiver<Kept>,
     pub(super) attachment: Option<Attachment>,
     pub(super) commands: mpsc::Receiver<Command>,
     protocol: &'static str,
@@ -98,6 +107,7 @@ impl Conversation {
             unwritten: BytesMut::new(),
             unsettled: VecDeque::new(),
             durable: services.bus.durable(),
+            kept: services.broker.kept(),
             attachment: None,
             commands,
             protocol,
@@ -171,8 +181,9 @@ impl Conversation {
     /// Answers everything that has become durable (or failed to).
     pub(super) fn settle(&mut self) {
         let durable = self.durable.borrow_and_update().clone();
+        let kept = *self.kept.borrow_and_update();
         while let Some(first) = self.unsettled.front() {
-            let outcome = match covered(&durable, &first.need) {
+            let outcome = match covered(&durable, kept, &first.need) {
                 None => break,
                 Some(true) => Ok(()),
                 Some(false) => Err(Refusal::Unavailable("the store could not keep it".to_owned())),
@@ -297,8 +308,8 @@ impl Conversation {
     }
 
     async fn report(&mut self, ticket: Option<Ticket>, by: &Identity, report: Report) {
-        let mut need = [0; 4];
-        let outcome = self.take(by, report, &mut need).await;
+        let mut need = Need::default();
+        let outcome = self.take(by, report, &mut need.bus).await;
         self.promise(ticket, need, outcome);
     }
 
@@ -325,12 +336,12 @@ impl Conversation {
     }
 
     /// Answers the ticket now (refused, or nothing to wait for) or when the disk has it.
-    fn promise(&mut self, ticket: Option<Ticket>, need: [u64; 4], outcome: Result<(), Refusal>) {
+    fn promise(&mut self, ticket: Option<Ticket>, need: Need, outcome: Result<(), Refusal>) {
         let Some(ticket) = ticket else { return };
-        if outcome.is_ok() && need != [0; 4] && self.unsettled.len() >= UNSETTLED_MAX {
+        if outcome.is_ok() && need != Need::default() && self.unsettled.len() >= UNSETTLED_MAX {
             // The session announced more room than it has: a defect, kept from growing without bound.
             self.receive(Input::Settled { ticket, outcome: Err(Refusal::Limit("too much at a time".to_owned())) });
-        } else if outcome.is_ok() && (need != [0; 4] || !self.unsettled.is_empty()) {
+        } else if outcome.is_ok() && (need != Need::default() || !self.unsettled.is_empty()) {
             self.unsettled.push_back(Unsettled { ticket, need });
             // The commit may have been quicker than we are: look again.
             self.durable.mark_changed();
@@ -341,15 +352,15 @@ impl Conversation {
 
     async fn exchange(&mut self, request: Request) {
         match request {
-            Request::Attach { .. } => match self.services.broker.attach(request).await {
+            Request::Attach { .. } => match self.services.broker.attach(request, &self.adapter.info).await {
                 Ok((attachment, event)) => {
                     self.attachment = Some(attachment);
                     self.receive(Input::Exchange(event));
                 }
                 Err(event) => self.receive(Input::Exchange(event)),
             },
-            Request::Publish { ticket, publication, reports, packet_id: _ } => {
-                self.publish(ticket, publication, reports).await;
+            Request::Publish { ticket, publication, reports, packet_id } => {
+                self.publish(ticket, publication, reports, packet_id).await;
             }
             other => {
                 let Some(attachment) = &mut self.attachment else { return };
@@ -360,27 +371,37 @@ impl Conversation {
         }
     }
 
-    async fn publish(&mut self, ticket: Option<Ticket>, publication: Publication, reports: Vec<Report>) {
-        let mut need = [0; 4];
+    async fn publish(
+        &mut self,
+        ticket: Option<Ticket>,
+        publication: Publication,
+        reports: Vec<Report>,
+        packet_id: Option<u16>,
+    ) {
+        let mut need = Need::default();
         let mut outcome = Ok(());
         let by = self.identity.clone().unwrap_or_else(Identity::anonymous);
         for report in reports {
-            let taken = self.take(&by, report, &mut need).await;
+            let taken = self.take(&by, report, &mut need.bus).await;
             outcome = outcome.and(taken);
         }
-        if let Some(attachment) = &mut self.attachment
-            && let Err(refusal) = attachment.publish(publication).await
+        // What is refused is not passed on either: its publisher may send it again.
+        if outcome.is_ok()
+            && let Some(attachment) = &mut self.attachment
         {
-            outcome = outcome.and(Err(refusal));
+            match attachment.publish(publication, packet_id).await {
+                Ok(published) => need.broker = published.kept,
+                Err(refusal) => outcome = Err(refusal),
+            }
         }
         self.promise(ticket, need, outcome);
     }
 }
 
 /// Whether everything needed is durable; `None` while that is not decided.
-fn covered(durable: &Durable, need: &[u64; 4]) -> Option<bool> {
-    let mut all = true;
-    for (class, seq) in Class::ALL.into_iter().zip(need) {
+fn covered(durable: &Durable, kept: Kept, need: &Need) -> Option<bool> {
+    let mut all = need.broker == 0 || kept.settled(need.broker)?;
+    for (class, seq) in Class::ALL.into_iter().zip(&need.bus) {
         if *seq > 0 {
             all &= durable.settled(class, *seq)?;
         }

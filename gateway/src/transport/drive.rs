@@ -142,7 +142,7 @@ impl Drive {
             && self.unread.len() < self.talk.limits.frame_max
             && self.talk.unwritten.len() < UNWRITTEN_MAX;
         let Self { wire, unread, talk, .. } = self;
-        let Conversation { unwritten, unsettled, durable, attachment, commands, .. } = talk;
+        let Conversation { unwritten, unsettled, durable, kept, attachment, commands, .. } = talk;
         let mut io = std::pin::pin!(async {
             // One future for both directions: the wire cannot be borrowed twice.
             tokio::select! {
@@ -153,6 +153,7 @@ impl Drive {
         tokio::select! {
             woken = &mut io => woken,
             _ = durable.changed(), if !unsettled.is_empty() => Woken::Durable,
+            _ = kept.changed(), if !unsettled.is_empty() => Woken::Durable,
             event = async { match attachment { Some(a) => a.next().await, None => pending().await } } => Woken::Exchange(event),
             Some(command) = commands.recv() => Woken::Command(command),
             () = tokio::time::sleep_until(deadline.into()) => Woken::Deadline,

@@ -44,7 +44,7 @@ pub struct Services {
 /// One adapter, ready to run: where it listens, what it speaks, whose devices these are.
 #[derive(Debug)]
 pub struct Adapter {
-    pub info: AdapterInfo,
+    pub info: Arc<AdapterInfo>,
     pub listen: Listen,
     pub languages: Vec<Language>,
     pub connections_max: usize,

@@ -65,7 +65,7 @@ impl MqttSession {
             Err(refusal) => return Err(self.refuse(reason_of(&refusal), &refusal.to_string(), out)),
         }
         self.client = if connect.client.is_empty() { self.assigned() } else { Arc::clone(&connect.client) };
-        self.own = self.own_device(connect.user.as_deref());
+        self.own = self.own_device();
         let set = connect.properties.as_deref();
         let seconds = match connect.version {
             Version::V5 => set.and_then(|set| set.session_expiry).unwrap_or(0),
@@ -193,12 +193,10 @@ impl MqttSession {
         Arc::from(format!("sg-{number:024x}"))
     }
 
-    /// The name by which the client itself is a device.
-    fn own_device(&self, user: Option<&str>) -> Arc<str> {
-        match user {
-            Some(user) if !self.by.reaches(&self.client) && self.by.reaches(user) => Arc::from(user),
-            _ => Arc::clone(&self.client),
-        }
+    /// The name by which the client itself is a device: its client id, where that is its to speak for, else the name of
+    /// its credential.
+    fn own_device(&self) -> Arc<str> {
+        if self.by.reaches(&self.client) { Arc::clone(&self.client) } else { Arc::clone(&self.by.name) }
     }
 
     /// Whether `v1/devices/me/…` is rewritten for this client.

@@ -35,7 +35,7 @@ pub struct MqttSession {
     seed: [u8; 12],
     client: Arc<str>,
     by: Identity,
-    /// The device that the client itself is: its client id, or its user name when only that is its to speak for.
+    /// The device that the client itself is: its client id, or its credential's name.
     own: Arc<str>,
     keep_alive: Option<Duration>,
     /// When the last whole packet came.
