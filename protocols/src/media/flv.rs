@@ -70,6 +70,9 @@ impl Demux {
         if body.is_empty() {
             return Ok(None);
         }
+        if body.len() > Unit::LEN_MAX {
+            return Err(MediaError::Limit { part: "tag", what: "bytes", max: Unit::LEN_MAX });
+        }
         match tag {
             TagType::Audio => audio(dts_ms, body),
             TagType::Video => self.video(dts_ms, body),
@@ -154,7 +157,11 @@ impl Demux {
             return Ok(data);
         }
         let malformed = MediaError::Malformed { part: "video tag", what: "NAL lengths do not add up", at: 5 };
-        h264::widen_lengths(&data, self.nal_length_size).ok_or(malformed)
+        let wide = h264::widen_lengths(&data, self.nal_length_size).ok_or(malformed)?;
+        if wide.len() > Unit::LEN_MAX {
+            return Err(MediaError::Limit { part: "video tag", what: "bytes", max: Unit::LEN_MAX });
+        }
+        Ok(wide)
     }
 }
 

@@ -80,11 +80,14 @@ pub struct Unit {
     pub kind: Kind,
     /// H.264/H.265: 4-byte length-prefixed NAL units; configuration: avcC / hvcC record. AAC: one raw frame;
     /// configuration: AudioSpecificConfig. MP3, G.711: the packet as it is; there is no configuration. Script: the AMF0
-    /// values, beginning with the name.
+    /// values, beginning with the name. At most [`LEN_MAX`](Self::LEN_MAX) bytes.
     pub data: Bytes,
 }
 
 impl Unit {
+    /// Bytes a unit may have: FLV and RTMP count a body in 24 bits, the codec's head included.
+    pub const LEN_MAX: usize = 0xff_ffff - 16;
+
     /// Whole milliseconds of decode time, as FLV and RTMP say it.
     pub fn dts_ms(&self) -> i64 {
         self.dts_90k.div_euclid(90)

@@ -14,7 +14,7 @@ pub trait Mux: Send {
     /// configurations, timestamped like the unit at `dts_90k` that the viewer gets next.
     fn preamble(&self, tracks: &Tracks, dts_90k: i64) -> Bytes;
 
-    /// Appends the unit's bytes.
+    /// Appends the unit's bytes. A unit above [`Unit::LEN_MAX`] cannot be said in any container and appends nothing.
     fn unit(&mut self, unit: &Unit, out: &mut BytesMut);
 }
 
@@ -117,7 +117,9 @@ impl Mux for Flv {
     }
 
     fn unit(&mut self, unit: &Unit, out: &mut BytesMut) {
-        flv::write_tag(unit, unit.dts_ms(), out);
+        if unit.data.len() <= Unit::LEN_MAX {
+            flv::write_tag(unit, unit.dts_ms(), out);
+        }
     }
 }
 
@@ -137,9 +139,11 @@ impl Mux for FlvChunked {
     }
 
     fn unit(&mut self, unit: &Unit, out: &mut BytesMut) {
-        put_chunk_size(flv::tag_len(unit), out);
-        flv::write_tag(unit, unit.dts_ms(), out);
-        out.put_slice(b"\r\n");
+        if unit.data.len() <= Unit::LEN_MAX {
+            put_chunk_size(flv::tag_len(unit), out);
+            flv::write_tag(unit, unit.dts_ms(), out);
+            out.put_slice(b"\r\n");
+        }
     }
 }
 
@@ -166,7 +170,9 @@ impl Mux for Rtmp {
     }
 
     fn unit(&mut self, unit: &Unit, out: &mut BytesMut) {
-        Self::message(unit, out);
+        if unit.data.len() <= Unit::LEN_MAX {
+            Self::message(unit, out);
+        }
     }
 }
 
@@ -333,6 +339,16 @@ mod tests {
         assert_eq!(tracks.note(&other), Change::Replaced);
         let huge = Unit { data: vec![0; Tracks::CONFIG_MAX + 1].into(), ..config.clone() };
         assert_eq!((tracks.note(&huge), tracks.video.unwrap().data), (Change::None, Bytes::from_static(b"other")));
+    }
+
+    #[test]
+    fn a_unit_that_no_container_can_say_appends_nothing() {
+        let unit = Unit { data: vec![0; Unit::LEN_MAX + 1].into(), ..units().remove(5) };
+        for container in [Container::Flv, Container::FlvChunked, Container::Rtmp] {
+            let mut out = BytesMut::new();
+            mux(container).unit(&unit, &mut out);
+            assert!(out.is_empty(), "{container:?}");
+        }
     }
 
     #[test]

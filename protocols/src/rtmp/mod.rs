@@ -114,6 +114,8 @@ const fn capture(name: &'static str, bytes: &'static [u8]) -> Capture {
 static CAPTURES: &[Capture] = &[
     capture("ffmpeg_publish", include_bytes!("testdata/ffmpeg_publish.bin")),
     capture("ffmpeg_play", include_bytes!("testdata/ffmpeg_play.bin")),
+    // Enhanced RTMP, FourCC hvc1.
+    capture("ffmpeg9_publish_hevc", include_bytes!("testdata/ffmpeg9_publish_hevc.bin")),
     // librtmp 2.3 inside curl; OBS carries the same library.
     capture("librtmp_publish", include_bytes!("testdata/librtmp_publish.bin")),
     capture("librtmp_play", include_bytes!("testdata/librtmp_play.bin")),

@@ -98,6 +98,17 @@ impl ChunkReader {
         self.taken
     }
 
+    /// Gives back memory that a peer which only sends control messages from here on does not need.
+    pub fn shrink(&mut self) {
+        self.streams.shrink_to_fit();
+    }
+
+    /// Bytes it holds beside itself.
+    pub fn memory(&self) -> usize {
+        self.streams.capacity() * size_of::<ChunkStream>()
+            + self.streams.iter().map(|s| s.partial.capacity()).sum::<usize>()
+    }
+
     /// The next whole message; `None` when more bytes are needed.
     pub fn read(&mut self, buffer: &mut BytesMut) -> Result<Option<Message>, FrameError> {
         loop {

@@ -348,6 +348,9 @@ impl RtmpSession {
                     w.values(kind::DATA, MESSAGE_STREAM, &access, bytes);
                 });
                 self.role = Role::Watching;
+                // Viewers are many, and none needs this again.
+                (self.app, self.app_key) = (String::new(), None);
+                self.reader.shrink();
                 out.push(Output::Watch { stream, container: Container::Rtmp });
             }
         }

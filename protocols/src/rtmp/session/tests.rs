@@ -177,6 +177,15 @@ fn a_player_is_told_the_beginning_and_the_end() {
 }
 
 #[test]
+fn a_viewers_session_is_small() {
+    let mut talk = Talk::connected("live");
+    talk.call("play", 4.0, &[Value::Null, "x".into()]).unwrap();
+    talk.admit(Ok(Identity::anonymous())).unwrap();
+    let bytes = size_of::<RtmpSession>() + talk.session.reader.memory() + talk.session.app.capacity();
+    assert!(bytes <= 512, "{bytes} bytes a viewer");
+}
+
+#[test]
 fn commands_out_of_order_or_unknown() {
     let mut talk = Talk::new();
     assert!(talk.call("publish", 0.0, &[Value::Null, "x".into()]).unwrap_err().fatal);
