@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 use crate::admin::{self, parts::AdapterView};
 use crate::broker::{Broker, WillReport};
 use crate::bus::Bus;
-use crate::config::plan::Plan;
+use crate::config::{self, plan::Plan};
 use crate::credentials::Gatekeeper;
 use crate::devices::Devices;
 use crate::intake::{AdapterInfo, Intake};
@@ -20,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::stream::StreamCore;
 use crate::threads::Tasks;
 use crate::transport::{self, Services};
+use crate::upstream::{self, Upstream};
 
 /// Camera reports that may wait for the intake.
 const CAMERA_REPORTS_MAX: usize = 1_024;
@@ -36,6 +37,7 @@ pub struct App {
     pub bound: Vec<(String, Option<SocketAddr>)>,
     /// Where the status page is.
     pub admin: Option<SocketAddr>,
+    pub upstreams: Vec<Upstream>,
     tasks: Tasks,
 }
 
@@ -78,21 +80,35 @@ impl App {
             bound.push((name, address));
             views.push(AdapterView { address, ..view });
         }
+        let upstreams = start_upstreams(&plan.config.upstreams, &plan.gateway_id, &services)?;
         let store_bytes_max = plan.config.store.cap_mib * 1024 * 1024;
-        let parts = admin::Parts::of(&plan.gateway_id, &services, views, Box::new(Vec::new), store_bytes_max);
+        let parts = admin::Parts::of(&plan.gateway_id, &services, views, upstreams.clone(), store_bytes_max);
         let admin = admin::start(&plan.config.admin, parts, &tasks).await?;
         info!(gateway = %plan.gateway_id, took = ?started.elapsed(), "started");
-        Ok(Self { services, bound, admin, tasks })
+        Ok(Self { services, bound, admin, upstreams, tasks })
     }
 
     /// Stops everything: no new input, last words, last commit.
     pub async fn stop(self) {
-        self.tasks.join(STOP_TIME_MAX).await;
+        self.tasks.stop();
+        // The streams' threads first: the task that takes the cameras' reports ends with them.
         self.services.streams.close().await;
+        self.tasks.join(STOP_TIME_MAX).await;
         self.services.intake.devices().save_latest();
         self.services.bus.close().await;
         info!("stopped");
     }
+}
+
+fn start_upstreams(configs: &[config::Upstream], gateway: &str, services: &Services) -> anyhow::Result<Vec<Upstream>> {
+    let parts = upstream::Parts {
+        gateway: Arc::from(gateway),
+        bus: services.bus.clone(),
+        things: Arc::new(services.intake.devices().clone()),
+        tasks: services.tasks.clone(),
+        metrics: services.metrics.clone(),
+    };
+    Ok(configs.iter().map(|config| Upstream::start(config.clone(), &parts)).collect::<Result<_, _>>()?)
 }
 
 /// Cameras are things too: what the streaming core says of them goes the way of every report.

@@ -7,13 +7,14 @@ use device_models::Class;
 use device_models::model::{Kind, Model};
 
 use super::parts::{
-    ActionView, AdapterView, Parts, PropertyView, Read, RelayView, StoreView, StreamView, ThingView, UpstreamView,
+    ActionView, AdapterView, Parts, PropertyView, RelayView, StoreView, StreamView, ThingView, UpstreamView,
 };
 use crate::bus::Bus;
 use crate::devices::ThingState;
 use crate::metrics::{Figure, Metrics, Sample};
 use crate::stream::{StreamCore, StreamInfo};
 use crate::transport::{Adapter, Listen, Services};
+use crate::upstream::{Status, Upstream};
 
 /// Bytes of a memory page on every target we build for.
 const PAGE_BYTES: u64 = 4096;
@@ -24,7 +25,7 @@ impl Parts {
         gateway: &str,
         services: &Services,
         adapters: Vec<AdapterView>,
-        upstreams: Read<Vec<UpstreamView>>,
+        upstreams: Vec<Upstream>,
         store_bytes_max: u64,
     ) -> Self {
         sample(services, store_bytes_max);
@@ -42,7 +43,7 @@ impl Parts {
                 one.snapshot().iter().find(|state| *state.id == *id).map(thing_view)
             }),
             streams: Box::new(move || streams.list().iter().map(stream_view).collect()),
-            upstreams,
+            upstreams: Box::new(move || upstreams.iter().map(|upstream| upstream_view(upstream.status())).collect()),
             store: Box::new(move || store_view(&bus, store_bytes_max)),
             live: Box::new(move || intake.live()),
             order: Box::new(move |thing, id, order, patience| {
@@ -170,6 +171,19 @@ fn stream_view(info: &StreamInfo) -> StreamView {
         bytes_out: info.counters.bytes_out,
         skips: info.counters.skips,
         relays: relays.collect(),
+    }
+}
+
+fn upstream_view(status: Status) -> UpstreamView {
+    UpstreamView {
+        name: status.name,
+        url: status.url,
+        dialect: status.dialect.to_owned(),
+        connected: status.connected,
+        error: status.error,
+        backlog: status.backlog,
+        acked: status.acked,
+        sent: status.messages,
     }
 }
 
