@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::app::App;
 use crate::config::{example, load, plan::Plan, problem::Problems};
-use crate::receive;
+use crate::{demo, receive};
 
 /// Worker threads of the control plane: the box is small, and the streams have threads of their own.
 const CONTROL_WORKERS: usize = 2;
@@ -35,6 +35,8 @@ enum Verb {
     Run(ConfigArgs),
     /// Check the configuration and print every error in it.
     Check(CheckArgs),
+    /// Show the whole way on this machine: simulated devices and cameras, a gateway, a platform, a status page.
+    Demo(demo::Options),
     /// Be the upstream: decode, verify and print what a gateway sends to an MQTT broker.
     Receive(Box<receive::Options>),
 }
@@ -71,7 +73,7 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
-    start_log(&command.log, false);
+    start_log(&command.log, matches!(command.verb, Verb::Demo(_)));
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         return failed("another TLS provider is installed already");
     }
@@ -81,6 +83,9 @@ pub fn main() -> ExitCode {
             Ok(plan) => on_runtime(run(plan)),
             Err(problems) => bad_configuration(&problems),
         },
+        Verb::Demo(options) => {
+            on_runtime(async { Ok(if demo::run(options).await? { ExitCode::SUCCESS } else { ExitCode::FAILURE }) })
+        }
         Verb::Receive(options) => on_runtime(async {
             Ok(receive::run(*options)
                 .await

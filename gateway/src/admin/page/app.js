@@ -136,7 +136,7 @@ function showPicture(gateway, things, streams, upstreams, store) {
   const up = upstreams.filter((upstream) => upstream.connected);
   const backlog = sum(upstreams.map((upstream) => sum(upstream.backlog)));
   text(at("pic-devices"), `${devices.filter((thing) => thing.online).length} online of ${devices.length}`);
-  text(at("pic-doors"), gateway.adapters.filter((a) => !media(a)).map((a) => `${a.protocols[0]} ${port(a)}`).slice(0, 4).join(" · "));
+  text(at("pic-doors"), [...new Set(gateway.adapters.filter((a) => !media(a)).flatMap((a) => a.protocols))].slice(0, 4).join(", "));
   text(at("pic-cameras"), `${live.length} live`);
   text(at("pic-media"), gateway.adapters.filter(media).map((a) => `${a.protocols.join(", ")} ${port(a)}`).join(" · "));
   text(at("pic-models"), `${new Set(things.map((thing) => thing.model)).size} models in use`);

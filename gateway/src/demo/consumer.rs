@@ -1,0 +1,112 @@
+//! The demo's platform behind the door: the reference consumer, and its book for the status page.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::receive::Consumer;
+use crate::threads::Tasks;
+use crate::upstream::link::{Event, Link, Settings};
+
+/// Publishes the door may send before we acknowledge.
+const WINDOW: u16 = 100;
+const AGAIN: Duration = Duration::from_millis(500);
+const CLOSE_MAX: Duration = Duration::from_millis(200);
+
+/// What came so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Book {
+    pub(super) messages: u64,
+    pub(super) duplicates: u64,
+    pub(super) missing: u64,
+}
+
+/// The consumer at work. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Platform {
+    book: Arc<Mutex<Book>>,
+    end: CancellationToken,
+}
+
+impl Platform {
+    pub(super) fn start(door: SocketAddr, tasks: &Tasks) -> Self {
+        let platform = Self { book: Arc::default(), end: CancellationToken::new() };
+        let settings = Settings {
+            host: door.ip().to_string(),
+            port: door.port(),
+            trust: None,
+            client_id: "reference-consumer".to_owned(),
+            credentials: None,
+            keep_alive: Duration::from_secs(15),
+            clean_start: false,
+            session_expiry: Duration::from_secs(3600),
+            window: WINDOW,
+            will: None,
+        };
+        let (running, tasks_of_link) = (platform.clone(), tasks.clone());
+        tasks.spawn("demo-platform", async move { running.run(&settings, &tasks_of_link).await });
+        platform
+    }
+
+    pub(super) fn book(&self) -> Book {
+        *self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends it; the devices' stop alone does not, so that it takes what is still on its way.
+    pub(super) fn end(&self) {
+        self.end.cancel();
+    }
+
+    async fn run(&self, settings: &Settings, tasks: &Tasks) {
+        let mut consumer = Consumer::new();
+        while !self.end.is_cancelled() {
+            match Link::open(settings, tasks) {
+                Ok(mut link) => {
+                    tokio::select! {
+                        () = self.talk(&mut link, &mut consumer) => {}
+                        () = self.end.cancelled() => {}
+                    }
+                    link.close(CLOSE_MAX).await;
+                }
+                Err(error) => tracing::warn!(%error, "the demo's platform cannot listen"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(AGAIN) => {}
+                () = self.end.cancelled() => {}
+            }
+        }
+    }
+
+    /// Takes what comes until the link is down.
+    async fn talk(&self, link: &mut Link, consumer: &mut Consumer) {
+        loop {
+            let done = match link.next().await {
+                // The catalogs first: the batches need them.
+                Event::Up { .. } => ["sg/v1/+/model/+", "sg/v1/+/up/+"].iter().try_for_each(|f| link.subscribe(f)),
+                Event::Arrived(arrival) => {
+                    let messages = consumer.take(&arrival.topic, &arrival.payload).len() as u64;
+                    self.note(messages, consumer);
+                    link.acknowledge(arrival)
+                }
+                Event::NotSubscribed(reason) => {
+                    tracing::warn!(reason, "the demo's platform may not listen");
+                    return;
+                }
+                Event::Down(_) => return,
+                Event::Confirmed(_) | Event::Refused { .. } => Ok(()),
+            };
+            if done.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn note(&self, messages: u64, consumer: &Consumer) {
+        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        book.messages += messages;
+        book.duplicates = consumer.accounts().map(|(_, account)| account.duplicates).sum();
+        book.missing = consumer.missing();
+    }
+}
