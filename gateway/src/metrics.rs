@@ -93,11 +93,19 @@ figures! {
     UpstreamBytes "upstream_bytes_total" Counter ["upstream"] "Payload bytes sent to the upstream, repeats included";
     StoreBytes "store_bytes" SampledGauge [] "Bytes the store takes on disk";
     StoreBytesMax "store_bytes_max" SampledGauge [] "Bytes the store may take on disk";
+    StoreClassBytes "store_class_bytes" SampledGauge ["class"] "Bytes of messages on disk, by class";
+    StoreFree "store_free_bytes" SampledGauge [] "Bytes left on the disk of the store";
+    StoreOldest "store_oldest_seconds" SampledGauge ["class"] "The most seconds that the oldest message can be old which not every upstream has; 0 without one";
+    StoreAppended "store_appended_total" SampledCounter ["class"] "Messages given a sequence number";
+    StoreSettled "store_settled_total" SampledCounter ["class"] "Messages that came to be on disk";
+    StoreFailed "store_failed_total" SampledCounter ["class"] "Messages that could not be written, were not acknowledged, and are named by a gap record";
+    StoreCommit "store_commit_duration_seconds" Histogram [] "Time to write a batch of messages and make it durable";
     StoreDurableSeq "store_durable_seq" SampledGauge ["class"] "Sequence number through which messages are on disk, by class";
     StoreSegments "store_segments" SampledGauge [] "Segment files of the log";
     StoreBuffered "store_buffered_bytes" SampledGauge [] "Bytes on their way to the log's files";
     StoreWaits "store_waits_total" SampledCounter [] "Appends that waited for room in the buffer";
     StoreEvicted "store_evicted_segments_total" SampledCounter [] "Segment files let go of before every upstream had them";
+    StoreCorrupt "store_corrupt_total" SampledCounter [] "Sequence numbers found damaged on reading, once for each reader";
     StoreFailures "store_failures_total" SampledCounter [] "Writes to disk that failed";
     Things "things" SampledGauge [] "Things known";
     ThingsOnline "things_online" SampledGauge [] "Things online now";
@@ -208,6 +216,11 @@ impl Metrics {
     /// Messages were given up (cap, ttl, corrupt, oversize, disk full).
     pub fn dropped(&self, reason: &str, count: u64) {
         self.add(Figure::Dropped, &[reason], count);
+    }
+
+    /// A batch of messages was written to disk and made durable.
+    pub fn committed(&self, took: Duration) {
+        self.observe(Figure::StoreCommit, &[], took);
     }
 
     /// A command ended. `result` is one of few words: `ok`, `offline`, `silent`, ….

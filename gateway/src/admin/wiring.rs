@@ -9,7 +9,7 @@ use device_models::model::{Kind, Model};
 use super::parts::{
     ActionView, AdapterView, Parts, PropertyView, RelayView, StoreView, StreamView, ThingView, UpstreamView,
 };
-use crate::bus::Bus;
+use crate::bus::{Bus, Happening};
 use crate::devices::ThingState;
 use crate::metrics::{Figure, Metrics, Sample};
 use crate::stream::{StreamCore, StreamInfo};
@@ -209,6 +209,11 @@ fn store_view(bus: &Bus, bytes_max: u64) -> StoreView {
 fn sample(services: &Services, store_bytes_max: u64) {
     let metrics = &services.metrics;
     let bus = services.bus.clone();
+    let counted = metrics.clone();
+    bus.observe(move |happening| match happening {
+        Happening::Committed(took) => counted.committed(took),
+        Happening::Dropped { reason, count } => counted.dropped(reason, count),
+    });
     metrics.sample(move || store_figures(&bus, store_bytes_max));
     let streams = services.streams.clone();
     metrics.sample(move || streams.list().iter().flat_map(stream_figures).collect());
@@ -238,10 +243,22 @@ fn store_figures(bus: &Bus, bytes_max: u64) -> Vec<Sample> {
         Sample::new(Figure::StoreBuffered, &[], stat.buffered_bytes as f64),
         Sample::new(Figure::StoreWaits, &[], stat.waits as f64),
         Sample::new(Figure::StoreEvicted, &[], stat.evicted as f64),
+        Sample::new(Figure::StoreFree, &[], stat.free_bytes as f64),
+        Sample::new(Figure::StoreCorrupt, &[], stat.corrupt as f64),
         Sample::new(Figure::StoreFailures, &[], (stat.failures + stat.keyed_failures) as f64),
     ];
-    for (class, seq) in Class::ALL.into_iter().zip(stat.through) {
-        samples.push(Sample::new(Figure::StoreDurableSeq, &[class.topic()], seq as f64));
+    let by_class = [
+        (Figure::StoreDurableSeq, stat.through),
+        (Figure::StoreClassBytes, stat.class_bytes),
+        (Figure::StoreOldest, stat.oldest_seconds),
+        (Figure::StoreAppended, stat.appended),
+        (Figure::StoreSettled, stat.settled),
+        (Figure::StoreFailed, stat.failed),
+    ];
+    for (figure, values) in by_class {
+        for (class, value) in Class::ALL.into_iter().zip(values) {
+            samples.push(Sample::new(figure, &[class.topic()], value as f64));
+        }
     }
     samples
 }

@@ -57,6 +57,8 @@ struct Waiting {
     closing: bool,
     /// How often an append had to wait for room.
     waits: u64,
+    /// The next numbers at the start.
+    began: [u64; 4],
 }
 
 /// What the writer does next.
@@ -70,7 +72,8 @@ enum Turn {
 
 impl Buffer {
     pub(super) fn new(epoch: u64, next: [u64; 4], segment_bytes: u64, window: Window) -> Self {
-        let waiting = Waiting { batches: Default::default(), next, bytes: 0, writing: 0, closing: false, waits: 0 };
+        let waiting =
+            Waiting { batches: Default::default(), next, bytes: 0, writing: 0, closing: false, waits: 0, began: next };
         Self {
             waiting: Lock::new(waiting),
             wake: Condvar::new(),
@@ -135,10 +138,11 @@ impl Buffer {
         self.room.notify_waiters();
     }
 
-    /// Bytes waiting and being written, and how often an append had to wait.
-    pub(super) fn stat(&self) -> (usize, u64) {
+    /// Bytes waiting and being written, how often an append had to wait, and numbers given by class.
+    pub(super) fn stat(&self) -> (usize, u64, [u64; 4]) {
         let waiting = self.waiting.lock();
-        (waiting.bytes + waiting.writing, waiting.waits)
+        let given = Class::ALL.map(|class| waiting.next[index(class)] - waiting.began[index(class)]);
+        (waiting.bytes + waiting.writing, waiting.waits, given)
     }
 
     /// Waits until a batch is due: at once after a quiet spell, else a window after the last commit or when enough has
@@ -229,10 +233,12 @@ impl Writer {
                         self.commit(&Default::default());
                     }
                     self.collect();
+                    self.log.free();
                 }
                 Turn::Write(batches) => {
                     committed = Some(Instant::now());
                     let good = self.commit(&batches);
+                    self.log.files.figures.committed(committed.map_or(Duration::ZERO, |began| began.elapsed()));
                     self.buffer.written();
                     spare = batches.into_iter().filter_map(recycle).collect();
                     self.collect();
@@ -260,6 +266,7 @@ impl Writer {
             }
         }
         let good = results.iter().flatten().all(Result::is_ok);
+        self.count(batches, &results);
         let mut failed = Vec::new();
         self.durable.send_modify(|durable| {
             for class in Class::ALL {
@@ -286,6 +293,19 @@ impl Writer {
             self.cursors.mark(self.log.marks());
         }
         good
+    }
+
+    fn count(&self, batches: &[Batch; 4], results: &[Option<io::Result<u64>>; 4]) {
+        let figures = &self.log.files.figures;
+        for class in Class::ALL {
+            let batch = &batches[index(class)];
+            let records = if batch.bytes.is_empty() { 0 } else { batch.last - batch.first + 1 };
+            match &results[index(class)] {
+                Some(Ok(_)) => figures.settled(class, records),
+                Some(Err(_)) => figures.failed(class, records),
+                None => {}
+            }
+        }
     }
 
     /// Tells the control class of losses, once it can be written.

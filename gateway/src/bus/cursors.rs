@@ -104,6 +104,13 @@ impl Cursors {
         self.state.lock().cursors.keys().cloned().collect()
     }
 
+    /// By class the number every reader has passed, durably or not; `None` without readers.
+    pub(super) fn latest(&self) -> Option<[u64; 4]> {
+        let state = self.state.lock();
+        let all = state.cursors.values().map(|cursor| cursor.latest);
+        all.reduce(|least, seqs| std::array::from_fn(|at| least[at].min(seqs[at])))
+    }
+
     pub(super) fn commit(&self, name: &str, class: Class, seq: u64) {
         let mut state = self.state.lock();
         let Some(cursor) = state.cursors.get_mut(name) else { return };

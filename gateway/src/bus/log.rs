@@ -13,9 +13,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use device_models::Class;
 use tracing::{debug, warn};
 
+use super::ages::Ages;
 use super::disk::{Disk, DiskFile, is_full};
+use super::figures::Figures;
 use super::segment::{self, HEADER, Name};
 use super::{Lock, index};
+use crate::clock;
 
 /// Which class goes first when something must go.
 const EVICTION: [Class; 4] = [Class::Historical, Class::Live, Class::Event, Class::Control];
@@ -47,9 +50,10 @@ pub(super) struct Segment {
 }
 
 /// The segments of each class, oldest first.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Table {
     pub classes: [VecDeque<Segment>; 4],
+    pub ages: Ages,
 }
 
 /// What the writer and the readers share.
@@ -62,6 +66,7 @@ pub(super) struct Files {
     pub evicted: AtomicU64,
     /// Numbers found damaged on reading.
     pub corrupt: AtomicU64,
+    pub figures: Figures,
 }
 
 /// Numbers that will never be delivered.
@@ -99,8 +104,16 @@ pub(super) struct Batch {
 // === impl Table ===
 
 impl Table {
+    pub(super) fn new() -> Self {
+        Self { classes: Default::default(), ages: Ages::new() }
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.classes.iter().flatten().map(|segment| segment.len).sum()
+    }
+
+    pub(super) fn class_bytes(&self, class: Class) -> u64 {
+        self.class(class).iter().map(|segment| segment.len).sum()
     }
 
     pub(super) fn class(&self, class: Class) -> &VecDeque<Segment> {
@@ -214,10 +227,13 @@ impl Log {
         let offset = self.files.table.lock().class(class).back().map_or(HEADER as u64, |segment| segment.len);
         file.write_at(offset, bytes)?;
         file.sync()?;
-        if let Some(segment) = self.files.table.lock().class_mut(class).back_mut() {
+        let mut table = self.files.table.lock();
+        if let Some(segment) = table.class_mut(class).back_mut() {
             segment.len = offset + bytes.len() as u64;
             segment.last = last;
         }
+        let now = table.ages.now();
+        table.ages.note(class, first, last, now);
         Ok(())
     }
 
@@ -270,12 +286,19 @@ impl Log {
                 break;
             }
         }
-        match self.files.disk.free(&self.files.folder) {
-            Ok(free) if free < self.limits.free_min.saturating_add(bytes) && !self.evict("free-space") => {
+        match self.free() {
+            Some(free) if free < self.limits.free_min.saturating_add(bytes) && !self.evict("free-space") => {
                 self.close_lowest();
             }
             _ => {}
         }
+    }
+
+    /// Looks at the disk's free space, and notes it.
+    pub(super) fn free(&self) -> Option<u64> {
+        let free = self.files.disk.free(&self.files.folder).ok()?;
+        self.files.figures.free(free);
+        Some(free)
     }
 
     /// Lets go of the oldest segment of the lowest class that has a sealed one. False when there is none.
@@ -330,6 +353,7 @@ impl Log {
 
     /// Notes a loss for the control class.
     fn say(&mut self, loss: Loss) {
+        self.files.figures.dropped(loss.reason, loss.last - loss.first + 1);
         let room = self.unsaid.len() < UNSAID_MAX;
         let neighbour = self.unsaid.iter_mut().find(|old| {
             old.class == loss.class && old.reason == loss.reason && old.last.checked_add(1) == Some(loss.first)
@@ -344,7 +368,7 @@ impl Log {
 
 fn create(disk: &dyn Disk, folder: &Path, path: &Path, name: &Name) -> io::Result<Box<dyn DiskFile>> {
     let file = disk.create(path)?;
-    file.write_at(0, &name.header())?;
+    file.write_at(0, &name.header(clock::now_us()))?;
     file.sync()?;
     disk.sync_folder(folder)?;
     Ok(file)

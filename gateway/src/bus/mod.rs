@@ -34,7 +34,7 @@
 //! | 11 | 1 | 0 |
 //! | 12 | 8 | epoch |
 //! | 20 | 8 | first number |
-//! | 28 | 8 | 0 |
+//! | 28 | 8 | when the file was begun, microseconds since 1970 by the box's clock; 0: unknown |
 //! | 36 | 4 | CRC of bytes 0 to 35 |
 //!
 //! Then frames to the end of the file:
@@ -57,12 +57,14 @@
 //!
 //! Must not be in here: what a record says (`device_models::wire`; gap records are the one exception), who reads it.
 
+mod ages;
 mod commit;
 mod cursors;
 mod disk;
 mod durable;
 mod export;
 mod fetch;
+mod figures;
 mod guard;
 mod keyed;
 mod log;
@@ -77,7 +79,6 @@ mod tests;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -86,6 +87,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
 pub use durable::Durable;
+pub use figures::{Happening, Stat};
 pub use keyed::Keyed;
 pub use reader::{Entry, Reader};
 pub use segment::RECORD_MAX;
@@ -150,29 +152,6 @@ pub enum FindingKind {
     NewEpoch,
     /// The disk refused a repair; the log is read, and written when the disk allows it.
     ReadOnly,
-}
-
-/// Figures for the status page and metrics.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Stat {
-    pub epoch: u64,
-    /// Bytes and number of segment files.
-    pub bytes: u64,
-    pub segments: usize,
-    /// By class: oldest number on disk, highest durable number.
-    pub oldest: [u64; 4],
-    pub through: [u64; 4],
-    /// Bytes waiting for the writer; how often an append waited for room; batches that could not be written.
-    pub buffered_bytes: usize,
-    pub waits: u64,
-    pub failures: u64,
-    /// Segments let go of unread; damaged numbers met on reading.
-    pub evicted: u64,
-    pub corrupt: u64,
-    /// Bytes of keyed changes waiting for the disk; keyed writes that failed.
-    pub keyed_bytes: usize,
-    pub keyed_failures: u64,
-    pub readers: Vec<String>,
 }
 
 /// The bus. Cheap to clone; the threads behind it end when the last clone is gone, or at [`close`](Self::close).
@@ -303,29 +282,13 @@ impl Bus {
     }
 
     pub fn stat(&self) -> Stat {
-        let inner = &self.inner;
-        let (buffered_bytes, waits) = inner.buffer.stat();
-        let (keyed_bytes, keyed_failures) = inner.keyed.stat();
-        let (through, failures) = {
-            let durable = inner.durable.borrow();
-            (durable.through, durable.failures)
-        };
-        let table = inner.files.table.lock();
-        Stat {
-            epoch: inner.epoch,
-            bytes: table.bytes(),
-            segments: table.classes.iter().map(std::collections::VecDeque::len).sum(),
-            oldest: Class::ALL.map(|class| table.oldest(class)),
-            through,
-            buffered_bytes,
-            waits,
-            failures,
-            evicted: inner.files.evicted.load(Ordering::Relaxed),
-            corrupt: inner.files.corrupt.load(Ordering::Relaxed),
-            keyed_bytes,
-            keyed_failures,
-            readers: inner.cursors.names(),
-        }
+        Stat::of(&self.inner)
+    }
+
+    /// Has each commit and each loss told as it happens, from the writing thread: `observer` must be quick. There is one;
+    /// losses found at the start are told at once.
+    pub fn observe(&self, observer: impl Fn(Happening) + Send + Sync + 'static) {
+        self.inner.files.figures.observe(Box::new(observer));
     }
 
     /// Writes everything that waits, cursors and export included, and ends the threads. Later calls answer `Closed`.

@@ -14,9 +14,11 @@ use crc32c::crc32c;
 use device_models::Class;
 
 use super::disk::{Disk, DiskFile, read_all};
+use super::figures::Figures;
 use super::log::{Files, Limits, Log, Loss, Segment, Table};
 use super::segment::{self, HEADER, Name, Parsed, records_max};
 use super::{BusError, Finding, FindingKind, Lock, index};
+use crate::clock;
 
 const EPOCH_FILE: &str = "epoch";
 const EPOCH_MAGIC: [u8; 8] = *b"SGEPOCH1";
@@ -101,7 +103,7 @@ pub(super) fn open(
         limits,
         known: if new_epoch { Known::default() } else { known },
         epoch,
-        table: Table::default(),
+        table: Table::new(),
         active: Default::default(),
         next: [1; 4],
         losses: Vec::new(),
@@ -156,6 +158,9 @@ impl Recovery<'_> {
             next = floor;
         }
         self.next[index(class)] = next;
+        if let Some(segment) = segments.back().filter(|segment| segment.last >= segment.name.first) {
+            self.table.ages.reached(class, segment.last + 1);
+        }
         *self.table.class_mut(class) = segments;
         Ok(())
     }
@@ -170,7 +175,8 @@ impl Recovery<'_> {
         let mut header = [0; HEADER];
         let file = self.disk.open(&path)?;
         let read = file.read_at(0, &mut header)?;
-        if read == HEADER && name.owns(&header) {
+        if let Some(begun_us) = name.begun(header.get(..read).unwrap_or_default()) {
+            self.table.ages.found(name.class, name.first, begun_us, clock::now_us());
             return Ok(true);
         }
         let bytes = read_all(&*self.disk, &path, SEGMENT_READ_MAX).unwrap_or_default();
@@ -186,7 +192,9 @@ impl Recovery<'_> {
     fn newest(&mut self, name: Name, len: u64, segments: &mut VecDeque<Segment>) -> io::Result<u64> {
         let (class, path) = (name.class, self.folder.join(name.file()));
         let bytes = read_all(&*self.disk, &path, SEGMENT_READ_MAX).unwrap_or_default();
-        let headed = name.owns(&bytes);
+        let begun_us = name.begun(&bytes);
+        let headed = begun_us.is_some();
+        self.table.ages.found(class, name.first, begun_us.unwrap_or(0), clock::now_us());
         let seen = scan(&name, &bytes);
         if !headed && seen.frames == 0 {
             let marked = self.known.marks[index(class)] >= name.first;
@@ -258,6 +266,7 @@ impl Recovery<'_> {
             table: Lock::new(self.table),
             evicted: AtomicU64::new(0),
             corrupt: AtomicU64::new(0),
+            figures: Figures::default(),
         });
         let mut log = Log {
             files,
@@ -268,6 +277,8 @@ impl Recovery<'_> {
             unsaid: Vec::new(),
             passed: [0; 4],
         };
+        // The free space is a figure from the start on.
+        log.free();
         for loss in self.losses {
             log.lose(loss);
         }

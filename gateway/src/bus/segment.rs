@@ -62,21 +62,24 @@ impl Name {
         (name.file() == file && (1..1 << 62).contains(&name.first)).then_some(name)
     }
 
-    pub(super) fn header(&self) -> [u8; HEADER] {
+    /// The header of a file begun at this time, microseconds since 1970.
+    pub(super) fn header(&self, begun_us: i64) -> [u8; HEADER] {
         let mut header = [0; HEADER];
         header[..8].copy_from_slice(&MAGIC);
         header[8..10].copy_from_slice(&VERSION.to_le_bytes());
         header[10] = self.class.number();
         header[12..20].copy_from_slice(&self.epoch.to_le_bytes());
         header[20..28].copy_from_slice(&self.first.to_le_bytes());
+        header[28..36].copy_from_slice(&begun_us.to_le_bytes());
         let crc = crc32c(&header[..36]);
         header[36..].copy_from_slice(&crc.to_le_bytes());
         header
     }
 
-    /// Whether these are the first bytes of the file of this name.
-    pub(super) fn owns(&self, bytes: &[u8]) -> bool {
-        bytes.get(..HEADER).is_some_and(|header| header == self.header())
+    /// When the file was begun, if these are the first bytes of the file of this name.
+    pub(super) fn begun(&self, bytes: &[u8]) -> Option<i64> {
+        let begun_us = u64_at(bytes, 28)?.cast_signed();
+        (bytes.get(..HEADER)? == self.header(begun_us)).then_some(begun_us)
     }
 
     pub(super) fn seed(&self) -> u32 {
@@ -186,9 +189,11 @@ mod tests {
 
     #[test]
     fn the_format_is_as_documented() {
-        let header = "53474c4f4753454701000200edfe000000000000".to_owned() + "07000000000000000000000000000000";
+        let header = "53474c4f4753454701000200edfe000000000000".to_owned() + "0700000000000000";
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
-        assert_eq!(hex(&NAME.header()[..36]), header);
+        assert_eq!(hex(&NAME.header(0x0102)[..36]), header + "0201000000000000");
+        assert_eq!(NAME.begun(&NAME.header(0x0102)), Some(0x0102));
+        assert_eq!(Name { first: 8, ..NAME }.begun(&NAME.header(0x0102)), None);
         let mut bytes = Vec::new();
         push_record(&mut bytes, payload_crc(NAME.seed(), b"hello"), 9, b"hello");
         push_gap(&mut bytes, NAME.seed(), 10, 12, "cap");

@@ -4,7 +4,7 @@ use device_models::Class;
 
 use super::sim::{Leave, Rig};
 use super::{append_all, covered, drain};
-use crate::bus::{Bus, BusError, Entry, RECORD_MAX};
+use crate::bus::{Bus, BusError, Entry, Happening, RECORD_MAX};
 use crate::config;
 
 fn records(from: u64, count: u64) -> Vec<Vec<u8>> {
@@ -104,4 +104,32 @@ async fn it_works_on_the_real_disk_with_sled() {
     assert_eq!(bus.keyed().get("registry", b"meter-1").unwrap().as_deref(), Some(&b"{}"[..]));
     assert!(matches!(Bus::open(&config), Err(BusError::Locked { .. })), "one process holds the store");
     bus.close().await;
+}
+
+#[tokio::test]
+async fn the_figures_say_what_happened() {
+    let rig = Rig::new();
+    let (bus, _) = rig.start().unwrap();
+    let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let told = std::sync::Arc::clone(&seen);
+    bus.observe(move |happening| told.lock().unwrap().push(happening));
+    let mut reader = bus.reader("up").unwrap();
+    append_all(&bus, Class::Live, &[vec![1; 100], vec![2; 100]]).await;
+    rig.disk.faults.lock().unwrap().sync = true;
+    let lost = bus.append(Class::Event, b"lost").await.unwrap();
+    assert!(bus.settled(Class::Event, lost).await.is_err());
+    rig.disk.faults.lock().unwrap().sync = false;
+    append_all(&bus, Class::Event, &[b"kept".to_vec()]).await;
+    reader.ready_in(Class::Control).await;
+    let stat = bus.stat();
+    assert_eq!((stat.appended, stat.settled, stat.failed), ([1, 2, 2, 0], [1, 1, 2, 0], [0, 1, 0, 0]));
+    assert_eq!(stat.dropped.into_iter().collect::<Vec<_>>(), [("disk-error", 1)]);
+    assert_eq!(stat.class_bytes.iter().sum::<u64>(), stat.bytes);
+    assert_eq!(stat.free_bytes, u64::MAX);
+    assert!(stat.oldest_seconds.iter().all(|seconds| *seconds < 60), "{:?}", stat.oldest_seconds);
+    reader.commit(Class::Live, 2);
+    assert_eq!(bus.stat().oldest_seconds[2], 0);
+    let seen = seen.lock().unwrap();
+    assert!(seen.contains(&Happening::Dropped { reason: "disk-error", count: 1 }), "{seen:?}");
+    assert!(seen.iter().any(|happening| matches!(happening, Happening::Committed(_))));
 }
