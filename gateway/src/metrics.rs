@@ -533,6 +533,27 @@ mod tests {
         assert!(text.lines().any(|l| l == other), "{other}");
     }
 
+    /// The page of the documentation: a table of [`TABLE`].
+    fn page() -> String {
+        let head = "# Metrics\n\n`GET /metrics` on the console's port answers OpenMetrics text. Every figure there is:\n\n\
+                    | name | kind | labels | is |\n|---|---|---|---|\n";
+        TABLE.iter().fold(head.to_owned(), |page, row| {
+            let kind = match row.kind {
+                Kind::Counter | Kind::SampledCounter => "counter",
+                Kind::Gauge | Kind::SampledGauge => "gauge",
+                Kind::Histogram => "histogram",
+            };
+            page + &format!("| `{PREFIX}_{}` | {kind} | {} | {} |\n", row.name, row.labels.join(", "), row.help)
+        })
+    }
+
+    #[test]
+    fn the_documentation_has_every_figure() {
+        let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
+        let written = std::fs::read_to_string(&file).unwrap_or_default();
+        assert!(written == page(), "docs/metrics.md must read:\n{}", page());
+    }
+
     #[test]
     fn a_long_label_value_is_cut_at_a_letter() {
         let metrics = Metrics::new();

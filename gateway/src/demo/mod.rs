@@ -156,7 +156,7 @@ impl Demo {
              Push your own device:\n\
              \x20 mosquitto_pub -h 127.0.0.1 -p {mqtt_port} -q 1 -i attic -t /temperature-humidity/attic/properties/report \
              -m '{{\"properties\":{{\"temperature\":21.5}}}}'\n\
-             \x20 coap-client -m post -t json -e '{{\"temperature\":4.5}}' coap://{coap}/things/fridge/properties\n\
+             \x20 coap-client-notls -m post -t json -e '{{\"temperature\":4.5}}' coap://{coap}/things/fridge/properties\n\
              \x20 echo '{{\"device\":\"boiler\",\"temperature\":61.5}}' | nc -N 127.0.0.1 {tcp_port}\n\
              Push your own camera, and watch:\n\
              \x20 ffmpeg -re -i CLIP.mp4 -c:v libx264 -bf 0 -g 50 -c:a aac -f flv rtmp://{media}/live/mine\n\

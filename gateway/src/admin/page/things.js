@@ -114,7 +114,7 @@ function newRow(card, name, property) {
 
 /** What writes a property: a switch for yes and no, a field for a number. */
 function control(card, property, row) {
-  const write = (value) => order(card.id, "properties", { [property.name]: value }, `${card.id}: ${property.title} = ${words(value)}`);
+  const write = (value) => order(card.id, "properties", { [property.name]: value }, `${card.id}: ${property.title} = ${value === true ? "on" : value === false ? "off" : words(value)}`);
   if (property.kind === "boolean") {
     row.toggle = make("button", { type: "button", role: "switch", "aria-checked": "false", "aria-label": `${property.title} of ${card.id}` });
     row.toggle.addEventListener("click", () => busy(row.toggle, () => write(row.toggle.getAttribute("aria-checked") !== "true")));
