@@ -142,46 +142,55 @@ async fn talk(mut socket: TcpStream, core: &StreamCore) -> anyhow::Result<()> {
 fn watch(address: &str, stream: &str, viewers: usize, seconds: u64) -> anyhow::Result<()> {
     let name = StreamName::parse(stream).context("not a stream name")?;
     let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    let mut sockets = Vec::new();
+    let mut crowd = Crowd { poll, sockets: Vec::new(), bytes: Vec::new(), closed: 0, scratch: vec![0; 1 << 20] };
     for index in 0..viewers {
         let mut socket = std::net::TcpStream::connect(address)?;
         std::io::Write::write_all(&mut socket, format!("GET /{name}.flv HTTP/1.1\r\nHost: rig\r\n\r\n").as_bytes())?;
         socket.set_nonblocking(true)?;
-        epoll::add(&poll, &socket, epoll::EventData::new_u64(index as u64), epoll::EventFlags::IN)?;
-        sockets.push(Some(socket));
+        epoll::add(&crowd.poll, &socket, epoll::EventData::new_u64(index as u64), epoll::EventFlags::IN)?;
+        crowd.sockets.push(Some(socket));
+        crowd.bytes.push(0);
+        crowd.take(Duration::ZERO)?;
     }
-    let mut bytes = vec![0_u64; viewers];
-    let mut scratch = vec![0; 1 << 20];
-    let mut closed = 0;
-    let mut events = Vec::with_capacity(1024);
     let end = Instant::now() + Duration::from_secs(seconds);
+    let before: u64 = crowd.bytes.iter().sum();
     while Instant::now() < end {
-        events.clear();
-        let timeout = rustix::time::Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-        epoll::wait(&poll, rustix::buffer::spare_capacity(&mut events), Some(&timeout))?;
+        crowd.take(Duration::from_millis(100))?;
+    }
+    let (sum, closed): (u64, _) = (crowd.bytes.iter().sum(), crowd.closed);
+    let (min, max) = (crowd.bytes.iter().min().unwrap_or(&0), crowd.bytes.iter().max().unwrap_or(&0));
+    let rate = (sum - before) as f64 * 8e-6 / seconds as f64;
+    println!("{viewers} viewers, {closed} closed, {rate:.2} Mb/s in all, {min} to {max} bytes each");
+    Ok(())
+}
+
+struct Crowd {
+    poll: std::os::fd::OwnedFd,
+    sockets: Vec<Option<std::net::TcpStream>>,
+    bytes: Vec<u64>,
+    closed: usize,
+    scratch: Vec<u8>,
+}
+
+impl Crowd {
+    /// Throws away what has arrived.
+    fn take(&mut self, patience: Duration) -> anyhow::Result<()> {
+        let mut events = Vec::with_capacity(1024);
+        let timeout = rustix::time::Timespec { tv_sec: 0, tv_nsec: patience.subsec_nanos().into() };
+        epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), Some(&timeout))?;
         for event in &events {
             let index = event.data.u64() as usize;
-            let Some(slot) = sockets.get_mut(index) else { continue };
+            let (Some(slot), Some(bytes)) = (self.sockets.get_mut(index), self.bytes.get_mut(index)) else { continue };
             let Some(socket) = slot else { continue };
-            match recv(&*socket, &mut scratch, RecvFlags::TRUNC) {
-                Ok((_, 0)) => {
-                    closed += 1;
-                    *slot = None;
-                }
-                Ok((_, read)) => bytes[index] += read as u64,
+            match recv(&*socket, &mut self.scratch, RecvFlags::TRUNC) {
                 Err(rustix::io::Errno::AGAIN) => {}
-                Err(_) => {
-                    closed += 1;
+                Ok((_, 0)) | Err(_) => {
+                    self.closed += 1;
                     *slot = None;
                 }
+                Ok((_, read)) => *bytes += read as u64,
             }
         }
+        Ok(())
     }
-    let sum: u64 = bytes.iter().sum();
-    let (min, max) = (bytes.iter().min().unwrap_or(&0), bytes.iter().max().unwrap_or(&0));
-    println!(
-        "{viewers} viewers, {closed} closed, {:.2} Mb/s in all, {min} to {max} bytes each",
-        sum as f64 * 8e-6 / seconds as f64
-    );
-    Ok(())
 }

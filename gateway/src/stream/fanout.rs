@@ -109,6 +109,10 @@ impl Rendition {
     pub(super) fn append(&mut self, unit: &Unit, mark: Mark, tracks: &Tracks, patience: &Patience) {
         self.scratch.clear();
         self.mux.unit(unit, &mut self.scratch);
+        if self.scratch.is_empty() {
+            // The container cannot say it.
+            return;
+        }
         let sealed = self.log.append(mark, unit.dts_90k, &self.scratch);
         if sealed || mark == Mark::Key || self.log.bound() > self.log.gop().tail() {
             self.evict(tracks, patience);
@@ -313,7 +317,9 @@ pub(super) async fn run(hub: Rc<Hub>) {
             hub.sweep(now);
             sweep_at = now + SWEEP;
         } else if merging && hub.dirty() && now >= tick_at {
-            hub.late(now.duration_since(tick_at));
+            if dirty {
+                hub.late(now.duration_since(tick_at));
+            }
             let (some_blocked, some_more) = pass(&hub, Pick::Phase(phase)).await;
             blocked |= some_blocked;
             more |= some_more;

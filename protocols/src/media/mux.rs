@@ -10,8 +10,8 @@ use super::{Codec, Container, Kind, RTMP_CHUNK_SIZE, Track, Unit, metadata};
 
 /// Packs one stream for one container.
 pub trait Mux: Send {
-    /// What a viewer gets first: the container's head with the right audio and video flags, then metadata and codec
-    /// configurations, timestamped like the unit at `dts_90k` that the viewer gets next.
+    /// What a viewer gets first: the container's head with the right audio and video flags, then metadata (in FLV at 0) and
+    /// codec configurations timestamped like the unit at `dts_90k` that the viewer gets next.
     fn preamble(&self, tracks: &Tracks, dts_90k: i64) -> Bytes;
 
     /// Appends the unit's bytes. A unit above [`Unit::LEN_MAX`] cannot be said in any container and appends nothing.
@@ -91,15 +91,16 @@ impl Tracks {
         self.audio_codec.is_some()
     }
 
-    /// Metadata (made up from the configurations where the source sent none) and configurations, all at `dts_90k`.
-    fn head(&self, dts_90k: i64) -> impl Iterator<Item = Unit> {
+    /// Metadata (made up from the configurations where the source sent none) at `metadata_90k`, and configurations at
+    /// `dts_90k`.
+    fn head(&self, metadata_90k: i64, dts_90k: i64) -> impl Iterator<Item = Unit> {
         let metadata = self.metadata.clone().unwrap_or_else(|| metadata::unit_of(self));
-        let configs = [self.video.clone(), self.audio.clone()];
-        std::iter::once(metadata).chain(configs.into_iter().flatten()).map(move |mut unit| {
-            unit.dts_90k = dts_90k;
-            unit.pts_90k = dts_90k;
+        let configs = [self.video.clone(), self.audio.clone()].into_iter().flatten();
+        let at = move |mut unit: Unit, time: i64| {
+            (unit.dts_90k, unit.pts_90k) = (time, time);
             unit
-        })
+        };
+        std::iter::once(at(metadata, metadata_90k)).chain(configs.map(move |unit| at(unit, dts_90k)))
     }
 }
 
@@ -112,7 +113,8 @@ impl Mux for Flv {
     fn preamble(&self, tracks: &Tracks, dts_90k: i64) -> Bytes {
         let mut out = BytesMut::new();
         out.put_slice(&flv::file_header(tracks.has_video(), tracks.has_audio()));
-        tracks.head(dts_90k).for_each(|unit| flv::write_tag(&unit, unit.dts_ms(), &mut out));
+        // ffmpeg takes script data of any other time for a text track of its own.
+        tracks.head(0, dts_90k).for_each(|unit| flv::write_tag(&unit, unit.dts_ms(), &mut out));
         out.freeze()
     }
 
@@ -165,7 +167,7 @@ struct Rtmp;
 impl Mux for Rtmp {
     fn preamble(&self, tracks: &Tracks, dts_90k: i64) -> Bytes {
         let mut out = BytesMut::new();
-        tracks.head(dts_90k).for_each(|unit| Self::message(&unit, &mut out));
+        tracks.head(dts_90k, dts_90k).for_each(|unit| Self::message(&unit, &mut out));
         out.freeze()
     }
 
@@ -304,7 +306,8 @@ mod tests {
             assert_eq!(out[4], 5, "audio and video");
             let got = demux(out);
             assert_eq!(&got[3..], &units[from..]);
-            assert!(got[..3].iter().all(|unit| unit.kind == Kind::Config && unit.dts_90k == start));
+            assert!(got[..3].iter().all(|unit| unit.kind == Kind::Config));
+            assert_eq!([got[0].dts_90k, got[1].dts_90k, got[2].dts_90k], [0, start, start]);
         }
     }
 
