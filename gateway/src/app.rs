@@ -101,6 +101,7 @@ impl App {
 }
 
 fn start_upstreams(configs: &[config::Upstream], gateway: &str, services: &Services) -> anyhow::Result<Vec<Upstream>> {
+    upstream::forget_removed(&services.bus, configs)?;
     let parts = upstream::Parts {
         gateway: Arc::from(gateway),
         bus: services.bus.clone(),

@@ -100,6 +100,10 @@ impl Cursors {
         self.keyed.remove(TREE, name.as_bytes()).map(drop)
     }
 
+    pub(super) fn of(&self, name: &str) -> Option<[u64; 4]> {
+        self.state.lock().cursors.get(name).map(|cursor| cursor.latest)
+    }
+
     pub(super) fn names(&self) -> Vec<String> {
         self.state.lock().cursors.keys().cloned().collect()
     }

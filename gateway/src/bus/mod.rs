@@ -277,6 +277,18 @@ impl Bus {
         self.inner.cursors.forget(name)
     }
 
+    /// By class: how many durable messages this reader has not passed. 0 of a name that has no cursor.
+    pub fn backlog(&self, name: &str) -> [u64; 4] {
+        let inner = &self.inner;
+        let through = inner.durable.borrow().through;
+        let Some(passed) = inner.cursors.of(name) else { return [0; 4] };
+        let oldest = inner.oldest();
+        Class::ALL.map(|class| {
+            let passed = passed[index(class)].max(oldest[index(class)].saturating_sub(1));
+            through[index(class)].saturating_sub(passed)
+        })
+    }
+
     pub fn keyed(&self) -> Keyed {
         self.inner.keyed.clone()
     }

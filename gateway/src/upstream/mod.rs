@@ -32,6 +32,7 @@ use std::sync::Arc;
 pub use status::Status;
 pub use things::{Things, names};
 use tokio::sync::watch;
+use tracing::warn;
 
 use crate::bus::{Bus, BusError};
 use crate::config;
@@ -40,6 +41,9 @@ use crate::threads::Tasks;
 use link::{LinkError, Place};
 use sender::Sender;
 use tls::{TlsError, Trust};
+
+/// What stands before an upstream's name in the name of its cursor.
+const CURSORS: &str = "upstream/";
 
 /// Everything of the box that the way upstream needs.
 #[derive(Clone)]
@@ -93,10 +97,8 @@ impl Upstream {
             // Read once here, so that a wrong file is told at the start; each connection reads them again.
             trust.client_config().map_err(|error| UpstreamError::Tls { name: name.clone(), error })?;
         }
-        let reader = parts
-            .bus
-            .reader(&format!("upstream/{name}"))
-            .map_err(|error| UpstreamError::Bus { name: name.clone(), error })?;
+        let reader =
+            parts.bus.reader(&cursor_name(&name)).map_err(|error| UpstreamError::Bus { name: name.clone(), error })?;
         let (sender, status) = Sender::new(config, place, trust, reader, parts);
         parts.tasks.spawn("upstream", sender.run());
         Ok(Self { status })
@@ -109,5 +111,57 @@ impl Upstream {
     /// The status as it changes.
     pub fn watch(&self) -> watch::Receiver<Status> {
         self.status.clone()
+    }
+}
+
+/// The name an upstream's cursor is kept under.
+fn cursor_name(upstream: &str) -> String {
+    format!("{CURSORS}{upstream}")
+}
+
+/// Forgets the cursors of upstreams that are not configured any more: a destination that was taken out must not hold the
+/// disk for ever. Returns each one's name and how many messages it had not got, and says so in the log.
+pub fn forget_removed(bus: &Bus, configured: &[config::Upstream]) -> Result<Vec<(String, u64)>, BusError> {
+    let mut removed = Vec::new();
+    for cursor in bus.stat().readers {
+        let Some(name) = cursor.strip_prefix(CURSORS) else { continue };
+        if configured.iter().any(|upstream| upstream.name == name) {
+            continue;
+        }
+        let missing = bus.backlog(&cursor).iter().sum();
+        bus.forget(&cursor)?;
+        warn!(upstream = name, missing, "this upstream is not configured any more: what it had not got is let go");
+        removed.push((name.to_owned(), missing));
+    }
+    Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use device_models::Class;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_removed_upstream_is_forgotten_with_what_it_had_not_got_and_the_others_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = config::Store { path: folder.path().to_owned(), commit_ms: 0, ..config::Store::default() };
+        let (bus, _) = Bus::open(&store).unwrap();
+        for name in ["upstream/old", "upstream/kept", "other"] {
+            bus.reader(name).unwrap();
+        }
+        for class in [Class::Live, Class::Live, Class::Event] {
+            let seq = bus.append(class, b"message").await.unwrap();
+            bus.settled(class, seq).await.unwrap();
+        }
+        bus.reader("upstream/old").unwrap().commit(Class::Live, 1);
+        let kept: config::Upstream = toml::from_str("name = \"kept\"\nurl = \"mqtt://127.0.0.1:1883\"").unwrap();
+        assert_eq!(forget_removed(&bus, &[kept]).unwrap(), [("old".to_owned(), 2)]);
+        assert_eq!(bus.stat().readers, ["other", "upstream/kept"]);
+        bus.close().await;
+        drop(bus);
+        let (bus, _) = Bus::open(&store).unwrap();
+        assert_eq!(bus.stat().readers, ["other", "upstream/kept"]);
+        bus.close().await;
     }
 }
