@@ -79,8 +79,14 @@ fn deliver(
         Some(Err(mpsc::error::TrySendError::Closed(packet))) => packet,
         None => packet,
     };
-    if peers.len() >= adapter.connections_max && !peers.contains_key(&from) {
-        return services.metrics.connection_refused(&adapter.info.name, "connections_max");
+    // UDP sources can be forged: a full table must not lock the next honest peer out, so somebody goes. Whoever it is
+    // has a new session with its next packet.
+    if peers.len() >= adapter.connections_max
+        && !peers.contains_key(&from)
+        && let Some(other) = peers.keys().next().copied()
+    {
+        peers.remove(&other);
+        services.metrics.connection_refused(&adapter.info.name, "connections_max");
     }
     let Some(language) = adapter.languages.first().cloned() else { return };
     let (sender, packets) = mpsc::channel(PACKETS_MAX);
