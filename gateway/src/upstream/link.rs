@@ -85,6 +85,8 @@ pub enum Event {
     Arrived(Arrival),
     /// The broker refuses a subscription.
     NotSubscribed(String),
+    /// A subscription is in force.
+    Subscribed,
     /// It is over; nothing follows.
     Down(String),
 }
@@ -272,7 +274,7 @@ impl Link {
                 .return_codes
                 .iter()
                 .find(|code| !matches!(code, SubscribeReasonCode::Success(_)))
-                .map(|code| Event::NotSubscribed(format!("{code:?}"))),
+                .map_or(Some(Event::Subscribed), |code| Some(Event::NotSubscribed(format!("{code:?}")))),
             _ => None,
         }
     }

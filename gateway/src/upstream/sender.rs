@@ -417,6 +417,7 @@ impl Sender {
                     return Some(End::Lost(error.to_string()));
                 }
             }
+            Event::Subscribed => debug!(upstream = self.config.name, "commands may come"),
             Event::NotSubscribed(reason) => {
                 warn!(
                     upstream = self.config.name,

@@ -87,7 +87,7 @@ fn every_dialect_is_understood() {
 fn a_device_may_have_a_chinese_topic() {
     let mut chain = Chain::start(Options::default());
     let port = chain.gateway.options.mqtt.to_string();
-    let mut sub = Command::new("mosquitto_sub");
+    let mut sub = line_by_line("mosquitto_sub");
     sub.args(["-p", &port, "-q", "1", "-t", "设备/#", "-C", "1", "-W", "20", "-d"])
         .stdout(std::process::Stdio::piped());
     let mut sub = Child::start(&mut sub);
@@ -99,6 +99,13 @@ fn a_device_may_have_a_chinese_topic() {
     run_ok("mosquitto_pub", &["-p", &port, "-q", "1", "-t", topic, "-m", r#"{"properties":{"a":1}}"#]);
     chain.properties("after", "a");
     chain.finish();
+}
+
+/// A program whose lines come when they are written, although its output is a pipe.
+fn line_by_line(program: &str) -> Command {
+    let mut command = Command::new("stdbuf");
+    command.args(["-oL", program]);
+    command
 }
 
 fn await_line(child: &mut Child, word: &str) {
@@ -190,7 +197,7 @@ fn a_command_from_upstream_reaches_an_mqtt_device_and_its_reply_comes_back() {
     // A device as its firmware would be: it waits for one command and answers it.
     let answer = "/relay-switch/relay-1/properties/write/reply";
     let script = format!(
-        "mosquitto_sub -p {port} -i relay-1 -q 1 -t /relay-switch/relay-1/properties/write -C 1 -W 30 -d -F 'COMMAND %p'"
+        "exec stdbuf -oL mosquitto_sub -p {port} -i relay-1 -q 1 -t /relay-switch/relay-1/properties/write -C 1 -W 30 -d -F 'COMMAND %p'"
     );
     let mut sub = Command::new("sh");
     sub.args(["-c", &script]).stdout(std::process::Stdio::piped());
