@@ -197,7 +197,7 @@ fn a_command_from_upstream_reaches_an_mqtt_device_and_its_reply_comes_back() {
     // A device as its firmware would be: it waits for one command and answers it.
     let answer = "/relay-switch/relay-1/properties/write/reply";
     let script = format!(
-        "exec stdbuf -oL mosquitto_sub -p {port} -i relay-1 -q 1 -t /relay-switch/relay-1/properties/write -C 1 -W 30 -d -F 'COMMAND %p'"
+        "exec stdbuf -oL mosquitto_sub -p {port} -i relay-1 -q 1 -t /relay-switch/relay-1/properties/write -C 2 -W 30 -d -F 'COMMAND %p'"
     );
     let mut sub = Command::new("sh");
     sub.args(["-c", &script]).stdout(std::process::Stdio::piped());
@@ -221,7 +221,7 @@ fn a_command_from_upstream_reaches_an_mqtt_device_and_its_reply_comes_back() {
     };
     assert_eq!(command["properties"]["on"], true, "{command}");
     let reply = json!({"messageId": command["messageId"], "success": true, "properties": {"on": true}}).to_string();
-    run_ok("mosquitto_pub", &["-p", &port, "-i", "relay-1", "-q", "1", "-t", answer, "-m", &reply]);
+    run_ok("mosquitto_pub", &["-p", &port, "-i", "relay-1-b", "-q", "1", "-t", answer, "-m", &reply]);
     let message = chain.receiver.until("the reply", PATIENCE, |m| m["reply"]["id"] == "c-1");
     assert!(message["reply"]["error"].is_null(), "{message}");
     chain.finish();
