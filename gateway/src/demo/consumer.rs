@@ -95,7 +95,7 @@ impl Platform {
                     return;
                 }
                 Event::Down(_) => return,
-                Event::Confirmed(_) | Event::Refused { .. } => Ok(()),
+                Event::Subscribed | Event::Confirmed(_) | Event::Refused { .. } => Ok(()),
             };
             if done.is_err() {
                 return;
