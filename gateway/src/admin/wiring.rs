@@ -215,6 +215,16 @@ fn sample(services: &Services, store_bytes_max: u64) {
         Happening::Dropped { reason, count } => counted.dropped(reason, count),
     });
     metrics.sample(move || store_figures(&bus, store_bytes_max));
+    let broker = services.broker.clone();
+    metrics.sample(move || {
+        let stat = broker.stat();
+        let dropped = stat.dropped + stat.turned_away + stat.outdated + stat.retained_refused;
+        vec![
+            Sample::new(Figure::BrokerSessions, &[], stat.sessions as f64),
+            Sample::new(Figure::BrokerQueued, &[], stat.queued_bytes as f64),
+            Sample::new(Figure::BrokerDropped, &[], dropped as f64),
+        ]
+    });
     let streams = services.streams.clone();
     metrics.sample(move || streams.list().iter().flat_map(stream_figures).collect());
     let (streams, devices) = (services.streams.clone(), services.intake.devices().clone());

@@ -782,6 +782,12 @@ async fn a_delayed_will_waits_for_the_client_to_come_back() {
 
 // === limits and bad manners ===
 
+#[test]
+fn an_idle_session_is_small() {
+    let size = size_of::<sessions::Session>();
+    assert!(size <= 512, "{size} bytes");
+}
+
 #[tokio::test]
 async fn flooding_neighbour_loses_nothing_acked() {
     let door = Door::open().await;

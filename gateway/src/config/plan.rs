@@ -93,6 +93,9 @@ impl Check<'_> {
                 self.problem(key, what);
             }
         }
+        if broker.core == super::BrokerCore::Rumqttd {
+            self.problem("broker.core", "`rumqttd` is not part of this build; `own` is");
+        }
     }
 
     fn gateway_id(&mut self) -> String {

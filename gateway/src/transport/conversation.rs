@@ -352,7 +352,8 @@ impl Conversation {
 
     async fn exchange(&mut self, request: Request) {
         match request {
-            Request::Attach { .. } => match self.services.broker.attach(request, &self.adapter.info).await {
+            // Boxed: what it takes to get in is not carried along by a connection that is in.
+            Request::Attach { .. } => match Box::pin(self.services.broker.attach(request, &self.adapter.info)).await {
                 Ok((attachment, event)) => {
                     self.attachment = Some(attachment);
                     self.receive(Input::Exchange(event));
