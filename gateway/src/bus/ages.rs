@@ -80,7 +80,6 @@ impl Ages {
         marks.iter().rev().find(|(first, _)| *first <= seq).map_or(0, |(_, at)| *at)
     }
 
-    #[cfg(test)]
     /// The record was written by this time; now, when nothing is known.
     pub(super) fn latest(&self, class: Class, seq: u64) -> i64 {
         let marks = &self.classes[index(class)];

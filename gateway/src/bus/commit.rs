@@ -227,7 +227,9 @@ impl Writer {
         let mut backoff = Duration::ZERO;
         loop {
             match self.buffer.take(committed, &mut spare) {
-                Turn::Stop => return,
+                // What was let go of since the last commit is said before the end.
+                Turn::Stop if self.log.unsaid.is_empty() || !self.commit(&Default::default()) => return,
+                Turn::Stop => {}
                 Turn::Idle => {
                     if self.log.owes() {
                         self.commit(&Default::default());
@@ -320,6 +322,7 @@ impl Writer {
             self.log.passed = passed;
             self.log.collect();
         }
+        self.log.expire();
     }
 }
 

@@ -119,8 +119,9 @@ impl Fetcher {
         let table = self.files.table.lock();
         let segments = table.class(job.class);
         let oldest = segments.front()?.name.first;
-        if place.next < oldest {
-            found.gap(place, oldest - 1, "cap");
+        while place.next < oldest && !found.is_full() {
+            let (last, reason) = table.why_gone(job.class, place.next);
+            found.gap(place, last.min(oldest - 1), reason);
         }
         while place.next <= job.through && !found.is_full() {
             let after = segments.partition_point(|segment| segment.name.first <= place.next);

@@ -1,14 +1,13 @@
-//! The set of segment files: appending to the active one of each class, rolling, and letting go of the oldest at the cap,
-//! at the free-space floor, on a full disk, and when every reader has passed.
+//! The set of segment files: appending to the active one of each class, and rolling.
 //!
 //! [`Log`] belongs to the writer thread alone; readers see the [`Table`] it publishes, never a byte that is not durable.
-//! Must not be in here: when to commit (`commit.rs`), what a start finds (`recover.rs`).
+//! Must not be in here: when to commit (`commit.rs`), what goes when (`evict.rs`), what a start finds (`recover.rs`).
 
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use device_models::Class;
 use tracing::{debug, warn};
@@ -20,21 +19,22 @@ use super::segment::{self, HEADER, Name};
 use super::{Lock, index};
 use crate::clock;
 
-/// Which class goes first when something must go.
-const EVICTION: [Class; 4] = [Class::Historical, Class::Live, Class::Event, Class::Control];
 /// Segments let go of for one batch on a full disk, before the batch is given up.
 const EVICTIONS_MAX: usize = 8;
+/// Reasons of losses kept for readers that come later, by class; older ones take the next one's reason.
+const GONE_MAX: usize = 16;
 /// Losses that wait to be told to the control class: the disk has refused writes all the while.
 const UNSAID_MAX: usize = 1024;
-/// Below the free-space floor an active segment of at least this many bytes is closed, so that it can go.
-const FLOOR_SEGMENT: u64 = 1024 * 1024;
-
-/// Byte limits, from the configuration.
+/// Limits, from the configuration.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     pub segment: u64,
     pub cap: u64,
     pub free_min: u64,
+    /// By class: what of all bytes it keeps while others have more than theirs, percent, together at most 100.
+    pub share_percent: [u64; 4],
+    /// By class: seconds after which a record goes; 0: never.
+    pub ttl_seconds: [u64; 4],
 }
 
 /// One segment file as readers may see it.
@@ -54,6 +54,8 @@ pub(super) struct Segment {
 pub(super) struct Table {
     pub classes: [VecDeque<Segment>; 4],
     pub ages: Ages,
+    /// By class: the last number of what was let go of, and why; the newest few.
+    gone: [VecDeque<(u64, &'static str)>; 4],
 }
 
 /// What the writer and the readers share.
@@ -105,7 +107,7 @@ pub(super) struct Batch {
 
 impl Table {
     pub(super) fn new() -> Self {
-        Self { classes: Default::default(), ages: Ages::new() }
+        Self { classes: Default::default(), ages: Ages::new(), gone: Default::default() }
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -122,6 +124,25 @@ impl Table {
 
     pub(super) fn class_mut(&mut self, class: Class) -> &mut VecDeque<Segment> {
         &mut self.classes[index(class)]
+    }
+
+    /// Notes that the class's numbers up to `last` were let go of.
+    pub(super) fn let_go(&mut self, class: Class, last: u64, reason: &'static str) {
+        let gone = &mut self.gone[index(class)];
+        match gone.back_mut() {
+            Some(newest) if newest.1 == reason => newest.0 = last,
+            _ => gone.push_back((last, reason)),
+        }
+        if gone.len() > GONE_MAX {
+            gone.pop_front();
+        }
+    }
+
+    /// Why a number below the oldest is gone, and up to which number that holds. What a start does not know any more went
+    /// at the cap, as nearly all does.
+    pub(super) fn why_gone(&self, class: Class, seq: u64) -> (u64, &'static str) {
+        let gone = &self.gone[index(class)];
+        gone.iter().find(|(last, _)| *last >= seq).copied().unwrap_or((u64::MAX, "cap"))
     }
 
     /// The oldest number that can still be read (the next one, when there is none).
@@ -188,23 +209,6 @@ impl Log {
             None => *slot = Some(loss.clone()),
         }
         self.say(loss);
-    }
-
-    /// Lets go of sealed segments that every reader has passed.
-    pub(super) fn collect(&mut self) {
-        for class in Class::ALL {
-            loop {
-                let front = self.files.table.lock().class(class).front().copied();
-                match front {
-                    Some(segment) if segment.sealed && segment.last <= self.passed[index(class)] => {
-                        if !self.remove(segment) {
-                            break;
-                        }
-                    }
-                    _ => break,
-                }
-            }
-        }
     }
 
     /// The first number of each class's newest segment: what a start needs to know if that file is lost.
@@ -279,21 +283,6 @@ impl Log {
         }
     }
 
-    /// Keeps the cap and the free-space floor before `bytes` more are written.
-    fn make_room(&mut self, bytes: u64) {
-        while self.files.table.lock().bytes() + bytes > self.limits.cap {
-            if !self.evict("cap") {
-                break;
-            }
-        }
-        match self.free() {
-            Some(free) if free < self.limits.free_min.saturating_add(bytes) && !self.evict("free-space") => {
-                self.close_lowest();
-            }
-            _ => {}
-        }
-    }
-
     /// Looks at the disk's free space, and notes it.
     pub(super) fn free(&self) -> Option<u64> {
         let free = self.files.disk.free(&self.files.folder).ok()?;
@@ -301,58 +290,8 @@ impl Log {
         Some(free)
     }
 
-    /// Lets go of the oldest segment of the lowest class that has a sealed one. False when there is none.
-    fn evict(&mut self, reason: &'static str) -> bool {
-        let victim = {
-            let table = self.files.table.lock();
-            EVICTION.iter().find_map(|class| table.class(*class).front().filter(|segment| segment.sealed).copied())
-        };
-        let Some(segment) = victim else { return false };
-        if !self.remove(segment) {
-            return false;
-        }
-        let class = segment.name.class;
-        let first = segment.name.first.max(self.passed[index(class)] + 1);
-        if first <= segment.last {
-            self.files.evicted.fetch_add(1, Ordering::Relaxed);
-            warn!(class = class.topic(), first, last = segment.last, reason, "the log let go of unread records");
-            self.say(Loss { class, first, last: segment.last, reason });
-        }
-        true
-    }
-
-    /// Closes the active segment of the lowest class that has a big one, so that it can go.
-    fn close_lowest(&mut self) {
-        let big = {
-            let table = self.files.table.lock();
-            EVICTION.into_iter().find(|class| table.class(*class).back().is_some_and(|s| s.len > FLOOR_SEGMENT))
-        };
-        let Some(class) = big else { return };
-        let next = self.files.table.lock().class(class).back().map_or(1, |segment| segment.last + 1);
-        if let Err(error) = self.roll(class, next) {
-            debug!(%error, class = class.topic(), "cannot start a segment below the free-space floor");
-        }
-    }
-
-    fn remove(&mut self, segment: Segment) -> bool {
-        let path = self.files.path(&segment.name);
-        match self.files.disk.remove(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                warn!(%error, file = %path.display(), "cannot remove a segment");
-                return false;
-            }
-            _ => {}
-        }
-        self.files.table.lock().class_mut(segment.name.class).retain(|old| old.name != segment.name);
-        // Frees the blocks now on file systems that free at their own commit; a segment that comes back is let go again.
-        if let Err(error) = self.files.disk.sync_folder(&self.files.folder) {
-            debug!(%error, "cannot sync the log's folder");
-        }
-        true
-    }
-
     /// Notes a loss for the control class.
-    fn say(&mut self, loss: Loss) {
+    pub(super) fn say(&mut self, loss: Loss) {
         self.files.figures.dropped(loss.reason, loss.last - loss.first + 1);
         let room = self.unsaid.len() < UNSAID_MAX;
         let neighbour = self.unsaid.iter_mut().find(|old| {

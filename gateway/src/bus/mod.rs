@@ -52,8 +52,10 @@
 //!
 //! Records 512 KiB; 4 MiB waiting for the writer (then `append` waits); 8 MiB of keyed changes (then `put` refuses); 64
 //! readers; segments `segment_mib` (at most an eighth of the cap); all segments together `cap_mib`; `free_min_mib` left
-//! free. At the cap, below the free space and on a full disk whole segments go, `hist` first, then `live`, `event`, `ctl`,
-//! the oldest first, and a gap record goes into `ctl`. Segments that every reader has durably passed go at once.
+//! free. At the cap, below the free space and on a full disk whole segments go, the oldest first: of `hist`, then of `live`,
+//! `event`, `ctl`, but as long as another has more than its share (`share_percent`) no class is brought below its own. What
+//! is older than `ttl_hours` goes too. A gap record for each goes into `ctl`. Segments that every reader has durably passed
+//! go at once.
 //!
 //! Must not be in here: what a record says (`device_models::wire`; gap records are the one exception), who reads it.
 
@@ -62,6 +64,7 @@ mod commit;
 mod cursors;
 mod disk;
 mod durable;
+mod evict;
 mod export;
 mod fetch;
 mod figures;
@@ -213,6 +216,8 @@ impl Bus {
             segment: (config.segment_mib.max(1) * MIB).min(cap / 8),
             cap,
             free_min: config.free_min_mib * MIB,
+            share_percent: config.share_percent.by_class(),
+            ttl_seconds: config.ttl_hours.by_class().map(|hours| hours * 3600),
         };
         let entropy = getrandom::u64().map_err(|error| open_error(io::Error::other(error)))?;
         let known =

@@ -18,7 +18,7 @@ pub enum Entry {
         seq: u64,
         bytes: Bytes,
     },
-    /// The numbers `first..=last` will never come. Reasons: `cap`, `free-space`, `disk-full`, `disk-error`, `torn` (cut off
+    /// The numbers `first..=last` will never come. Reasons: `cap`, `ttl`, `free-space`, `disk-full`, `disk-error`, `torn` (cut off
     /// by a power cut, hence never acknowledged), `corrupt`.
     Gap {
         first: u64,

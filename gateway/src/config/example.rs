@@ -31,6 +31,14 @@ mod tests {
         assert_eq!(plan.adapters.len(), protocols::PROTOCOLS.len());
     }
 
+    #[test]
+    fn shares_and_ages_out_of_range_are_refused_by_name() {
+        let text = "[store]\nshare_percent = { live = 90, event = 30 }\nttl_hours = { live = 90000 }\n";
+        let problems = plan::Plan::make(load::load_text("box.toml", text).unwrap()).map(drop).unwrap_err().to_string();
+        assert!(problems.contains("box.toml:2: store.share_percent: the shares make 140 percent"), "{problems}");
+        assert!(problems.contains("box.toml:3: store.ttl_hours: 90000 is out of range"), "{problems}");
+    }
+
     /// Every key of every section stands in the example: it is the reference.
     #[test]
     fn the_example_names_every_key() {

@@ -56,13 +56,52 @@ pub struct Store {
     pub commit_ms: u64,
     /// … or as soon as this much waits, KiB, 4 to 4096.
     pub commit_kib: u64,
-    /// Bytes all segment files together may take, MiB, at least 8. The oldest of the lowest class goes first, and a gap
-    /// record says so.
+    /// Bytes all segment files together may take, MiB, at least 8. The oldest of the lowest class that has more than
+    /// its share goes first, and a gap record says so.
     pub cap_mib: u64,
     /// Size of one segment file, MiB, 1 to 64.
     pub segment_mib: u64,
     /// Free space that is left to the rest of the box, MiB: below it the log drops as at its cap.
     pub free_min_mib: u64,
+    /// What of all bytes a class keeps while another has more than its own share, percent, together at most 100: a flood
+    /// of one class must not cost the others all they have.
+    pub share_percent: SharePercent,
+    /// Messages older than this go, with a gap record, even where there is room, hours, up to 87600. 0: never.
+    pub ttl_hours: TtlHours,
+}
+
+/// A share for each class of messages, percent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SharePercent {
+    pub control: u64,
+    pub event: u64,
+    pub live: u64,
+    pub historical: u64,
+}
+
+/// A longest age for each class of messages, hours.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TtlHours {
+    pub control: u64,
+    pub event: u64,
+    pub live: u64,
+    pub historical: u64,
+}
+
+impl SharePercent {
+    /// In the order of the classes' numbers.
+    pub const fn by_class(self) -> [u64; 4] {
+        [self.control, self.event, self.live, self.historical]
+    }
+}
+
+impl TtlHours {
+    /// In the order of the classes' numbers.
+    pub const fn by_class(self) -> [u64; 4] {
+        [self.control, self.event, self.live, self.historical]
+    }
 }
 
 /// Status page, API, metrics.
@@ -264,6 +303,12 @@ impl Default for Gateway {
     }
 }
 
+impl Default for SharePercent {
+    fn default() -> Self {
+        Self { control: 10, event: 20, live: 40, historical: 10 }
+    }
+}
+
 impl Default for Store {
     fn default() -> Self {
         Self {
@@ -273,6 +318,8 @@ impl Default for Store {
             cap_mib: 512,
             segment_mib: 8,
             free_min_mib: 64,
+            share_percent: SharePercent::default(),
+            ttl_hours: TtlHours::default(),
         }
     }
 }

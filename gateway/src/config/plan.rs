@@ -34,6 +34,7 @@ impl Plan {
         let Loaded { config, places } = loaded;
         let mut check = Check { config: &config, places: &places, problems: Vec::new() };
         check.ranges();
+        check.classes();
         let gateway_id = check.gateway_id();
         let models = check.models();
         let adapters = check.adapters();
@@ -95,6 +96,18 @@ impl Check<'_> {
         }
         if broker.core == super::BrokerCore::Rumqttd {
             self.problem("broker.core", "`rumqttd` is not part of this build; `own` is");
+        }
+    }
+
+    /// What the classes share of the store, and how long they are kept.
+    fn classes(&mut self) {
+        let store = &self.config.store;
+        let sum = store.share_percent.by_class().into_iter().fold(0, u64::saturating_add);
+        if sum > 100 {
+            self.problem("store.share_percent", format!("the shares make {sum} percent, more than 100"));
+        }
+        if let Some(hours) = store.ttl_hours.by_class().into_iter().find(|hours| *hours > 87_600) {
+            self.problem("store.ttl_hours", format!("{hours} is out of range: 0 to 87600 hours"));
         }
     }
 

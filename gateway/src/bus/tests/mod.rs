@@ -1,6 +1,7 @@
 //! Tests of the bus as a whole: on a simulated disk whose power can be cut, and on the real one.
 
 mod basic;
+mod evict;
 mod faults;
 mod keyed;
 mod kill;

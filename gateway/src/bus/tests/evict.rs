@@ -1,0 +1,94 @@
+//! What goes when: shares of the classes, and the longest age.
+
+use device_models::Class;
+
+use super::sim::{Leave, Rig};
+use super::{append_all, covered, drain};
+use crate::bus::segment::{HEADER, Name};
+use crate::bus::{Bus, Entry};
+use crate::clock;
+
+const DAY_US: i64 = 86_400_000_000;
+
+async fn flood(bus: &Bus, class: Class, count: usize) {
+    for _ in 0..count {
+        append_all(bus, class, &[vec![7; 100_000]]).await;
+    }
+}
+
+/// Bytes a class has left after `first` came (3 MB) and then `second` (20 MB), in a store of 8 MiB.
+async fn left_after_flood(first: Class, second: Class) -> u64 {
+    let mut rig = Rig::new();
+    (rig.config.segment_mib, rig.config.cap_mib) = (1, 8);
+    let (bus, _) = rig.start().unwrap();
+    let mut reader = bus.reader("up").unwrap();
+    flood(&bus, first, 30).await;
+    flood(&bus, second, 200).await;
+    assert!(bus.stat().bytes <= 8 * 1024 * 1024);
+    assert!(bus.stat().dropped["cap"] > 100, "{:?}", bus.stat());
+    covered(&drain(&mut reader, first).await, 1, bus.stat().through[usize::from(first.number())]);
+    let stat = bus.stat();
+    stat.class_bytes[usize::from(first.number())]
+}
+
+#[tokio::test]
+async fn a_flood_of_one_class_leaves_the_others_their_share() {
+    const MIB: u64 = 1024 * 1024;
+    // Shares of 8 MiB: control 10 %, event 20 %, live 40 %, historical 10 %; what is held goes by whole segments.
+    for (first, second, least) in [
+        (Class::Event, Class::Live, 8 * MIB * 20 / 100),
+        (Class::Live, Class::Event, 5 * MIB / 2),
+        (Class::Live, Class::Control, 5 * MIB / 2),
+        (Class::Control, Class::Event, 8 * MIB * 10 / 100),
+        (Class::Historical, Class::Live, 8 * MIB * 10 / 100),
+    ] {
+        let left = left_after_flood(first, second).await;
+        assert!(left >= least, "{first:?} has {left} bytes left after a flood of {second:?}");
+    }
+}
+
+/// Writes into a segment's header that it was begun so many days ago.
+fn age(rig: &Rig, file: &std::path::Path, days: i64) {
+    let name = Name::parse(file.file_name().unwrap().to_str().unwrap()).unwrap();
+    let header = name.header(clock::now_us() - days * DAY_US);
+    rig.disk.edit(file, |bytes| bytes[..HEADER].copy_from_slice(&header));
+}
+
+#[tokio::test]
+async fn what_is_older_than_its_class_allows_goes_and_is_said_to_be_too_old() {
+    let mut rig = Rig::new();
+    rig.config.segment_mib = 1;
+    let (bus, _) = rig.start().unwrap();
+    bus.reader("up").unwrap();
+    for class in [Class::Live, Class::Event] {
+        flood(&bus, class, 25).await;
+    }
+    bus.close().await;
+    let files = [rig.disk.files("live-"), rig.disk.files("event-")].concat();
+    assert_eq!(files.len(), 6);
+    for (at, file) in files.iter().enumerate() {
+        age(&rig, file, 9 - (at as i64 % 3) * 3);
+    }
+    // Live: begun 9, 6 and 3 days ago. With a limit of 5 days the first goes (its last record is at least 6 days old).
+    rig.config.ttl_hours.live = 5 * 24;
+    let rig = rig.cut(Leave::All);
+    let (bus, findings) = rig.start().unwrap();
+    assert_eq!(findings, []);
+    assert!(bus.stat().oldest_seconds[2] >= 9 * 86_400 - 60, "{:?}", bus.stat());
+    let mut reader = bus.reader("up").unwrap();
+    append_all(&bus, Class::Live, &[b"new".to_vec()]).await;
+    reader.ready_in(Class::Control).await;
+    let told = drain(&mut reader, Class::Control).await;
+    let Some(Entry::Record { bytes, .. }) = told.first() else { panic!("{told:?}") };
+    let message = device_models::wire::decode_message(bytes).unwrap();
+    let entries = drain(&mut reader, Class::Live).await;
+    let Entry::Gap { first, last, reason } = &entries[0] else { panic!("{entries:?}") };
+    assert_eq!((*first, reason.as_str()), (1, "ttl"));
+    let device_models::Body::Gap { class, first: told_first, last: told_last, reason } = message.body else {
+        panic!("{message:?}")
+    };
+    assert_eq!((class, told_first, told_last, reason.as_str()), (Class::Live, 1, *last, "ttl"));
+    assert_eq!(covered(&entries, 1, 26).len() as u64, 26 - last, "what is young enough stays");
+    assert_eq!(covered(&drain(&mut reader, Class::Event).await, 1, 25).len(), 25, "events have no limit");
+    assert_eq!(bus.stat().dropped["ttl"], *last);
+}
