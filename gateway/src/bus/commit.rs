@@ -293,6 +293,7 @@ impl Writer {
         if good {
             self.say();
             self.cursors.mark(self.log.marks());
+            self.cursors.reached(self.durable.borrow().through);
         }
         good
     }

@@ -2,6 +2,7 @@
 //! passed it *on disk*: a cursor that only memory knows would come back after a power cut and find its records gone.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use device_models::Class;
 
@@ -13,6 +14,8 @@ use super::{BusError, Lock, index};
 const READERS_MAX: usize = 64;
 const TREE: &str = "cursor";
 const BUS: &str = "bus";
+/// How often the highest durable numbers are noted while records come. Each note costs a write of the keyed state.
+pub(super) const HIGH_EVERY: Duration = Duration::from_secs(10);
 
 /// The cursors of all readers, present or not.
 #[derive(Debug)]
@@ -26,6 +29,9 @@ pub(super) struct Cursors {
 struct State {
     cursors: BTreeMap<String, Cursor>,
     marks: [u64; 4],
+    /// Highest durable numbers: now, and as last noted.
+    high: [u64; 4],
+    noted: ([u64; 4], Option<Instant>),
 }
 
 #[derive(Debug, Default)]
@@ -51,7 +57,9 @@ pub(super) fn known(keyed: &Keyed) -> Known {
             }
         }
     }
-    Known { epoch: Some(epoch), marks: marks.map_or([0; 4], |(_, marks)| marks), committed }
+    let high = keyed.get(BUS, b"high").ok().flatten().and_then(|v| decode(&v)).filter(|(of, _)| *of == epoch);
+    let numbers = |found: Option<(u64, [u64; 4])>| found.map_or([0; 4], |(_, numbers)| numbers);
+    Known { epoch: Some(epoch), marks: numbers(marks), high: numbers(high), committed }
 }
 
 // === impl Cursors ===
@@ -74,7 +82,7 @@ impl Cursors {
             cursors.insert(name, Cursor { latest, durable: latest, ..Cursor::default() });
         }
         keyed.put(BUS, b"epoch", &epoch.to_le_bytes())?;
-        Ok(Self { keyed, epoch, state: Lock::new(State { cursors, marks: [0; 4] }) })
+        Ok(Self { keyed, epoch, state: Lock::new(State { cursors, ..State::default() }) })
     }
 
     /// The committed numbers of a reader; a new one is done with everything before `oldest`.
@@ -133,6 +141,21 @@ impl Cursors {
         }
     }
 
+    /// Notes the highest durable numbers now and then: a start that finds less on disk must not give them again.
+    pub(super) fn reached(&self, through: [u64; 4]) {
+        let mut state = self.state.lock();
+        state.high = through;
+        if state.noted.1.is_none_or(|at| at.elapsed() >= HIGH_EVERY) {
+            self.note_high(&mut state);
+        }
+    }
+
+    fn note_high(&self, state: &mut State) {
+        if state.high != state.noted.0 && self.keyed.put(BUS, b"high", &encode(self.epoch, state.high)).is_ok() {
+            state.noted = (state.high, Some(Instant::now()));
+        }
+    }
+
     /// Hands changed cursors to the keyed state, which makes them durable within its second.
     pub(super) fn save(&self) {
         self.hand_over(|cursor| cursor.pending.is_none());
@@ -141,6 +164,7 @@ impl Cursors {
     /// As [`save`](Self::save) at the end: also those whose write before is not known to be durable yet.
     pub(super) fn save_last(&self) {
         self.hand_over(|_| true);
+        self.note_high(&mut self.state.lock());
     }
 
     fn hand_over(&self, which: impl Fn(&Cursor) -> bool) {

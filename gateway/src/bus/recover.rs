@@ -33,6 +33,9 @@ pub(super) struct Known {
     pub epoch: Option<u64>,
     /// First number of each class's newest segment, at most a second old; 0: unknown.
     pub marks: [u64; 4],
+    /// By class a number that was on disk; at most [`cursors::HIGH_EVERY`](super::cursors::HIGH_EVERY) old after a crash,
+    /// exact after a stop. 0: unknown.
+    pub high: [u64; 4],
     /// Highest number any reader has committed, by class.
     pub committed: [u64; 4],
 }
@@ -131,6 +134,7 @@ impl Recovery<'_> {
     fn class(&mut self, class: Class, files: Vec<(Name, u64)>, new_epoch: bool) -> io::Result<()> {
         let mut segments = VecDeque::new();
         let (newest, none) = (files.len().saturating_sub(1), files.is_empty());
+        let newest_first = files.last().map_or(u64::MAX, |(name, _)| name.first);
         let nexts: Vec<u64> = files.iter().skip(1).map(|(name, _)| name.first).collect();
         let mut next = 1;
         for (at, (name, len)) in files.into_iter().enumerate() {
@@ -150,6 +154,17 @@ impl Recovery<'_> {
             next = mark + records_max(2 * self.limits.segment) + 1;
             self.lost(class, mark, next - 1, "corrupt");
             self.find(FindingKind::LostSegment, format!("all of class {} is gone, from {mark}", class.topic()));
+        }
+        // A segment is noted once its file is durable: one that is not there was lost with what it held.
+        let mark = self.known.marks[index(class)];
+        let high = self.known.high[index(class)].max(if newest_first < mark { mark } else { 0 });
+        if next <= high {
+            // The end of the class is gone although it was on disk: a file cut between two records, or lost. More than
+            // two segments cannot have been filled since the number was noted.
+            let after = high + records_max(2 * self.limits.segment) + 1;
+            self.lost(class, next, after - 1, "corrupt");
+            self.find(FindingKind::LostRecords, format!("{} {next} to at least {high} are gone", class.topic()));
+            next = after;
         }
         if next < floor {
             // Readers have seen numbers that the disk no longer has: they must not be given again.

@@ -56,6 +56,44 @@ async fn a_segment_cut_at_any_byte_keeps_what_lies_before() {
 }
 
 #[tokio::test]
+async fn a_file_cut_between_two_records_gives_no_number_again() {
+    let (rig, file) = stopped(12).await;
+    let frame = (rig.disk.edit(&file, |bytes| bytes.len()) - HEADER) / 12;
+    for kept in [0, 1, 6, 11, 12] {
+        let rig = rig.cut(Leave::Nothing);
+        rig.disk.edit(&file, |bytes| bytes.truncate(HEADER + kept * frame));
+        let (bus, findings) = rig.start().unwrap();
+        assert_eq!(findings.iter().any(|f| f.kind == FindingKind::LostRecords), kept < 12, "{kept}: {findings:?}");
+        let seq = append_all(&bus, Class::Live, &[record(0)]).await[0];
+        assert!(seq > 12, "{kept} kept: {seq} given again");
+        assert!(kept < 12 || seq == 13, "nothing is skipped without need");
+        let mut reader = bus.reader("up").unwrap();
+        assert_eq!(covered(&drain(&mut reader, Class::Live).await, 1, seq).len(), kept + 1);
+    }
+}
+
+#[tokio::test]
+async fn a_newest_segment_that_is_lost_gives_no_number_again() {
+    let mut rig = Rig::new();
+    rig.config.segment_mib = 1;
+    let (bus, _) = rig.start().unwrap();
+    drop(bus.reader("up").unwrap());
+    append_all(&bus, Class::Live, &vec![vec![7; 100_000]; 25]).await;
+    // A commit notes the newest segments at its end: the next one comes after that. Then the power goes.
+    append_all(&bus, Class::Event, &[record(1)]).await;
+    bus.keyed().flush().await.unwrap();
+    let rig = rig.cut(Leave::Nothing);
+    let newest = rig.disk.files("live-").pop().unwrap();
+    crate::bus::disk::Disk::remove(&rig.disk, &newest).unwrap();
+    let (bus, findings) = rig.start().unwrap();
+    assert!(findings.iter().any(|f| f.kind == FindingKind::LostRecords), "{findings:?}");
+    let seq = append_all(&bus, Class::Live, &[record(0)]).await[0];
+    assert!(seq > 25, "{seq} given again");
+    let mut reader = bus.reader("up").unwrap();
+    covered(&drain(&mut reader, Class::Live).await, 1, seq);
+}
+
+#[tokio::test]
 async fn a_flipped_bit_anywhere_costs_at_most_its_record_and_is_said() {
     let (rig, file) = stopped(12).await;
     let whole = rig.disk.edit(&file, |bytes| bytes.len());
