@@ -12,6 +12,8 @@ use crate::upstream::link::{Event, Link, Settings};
 
 /// Publishes the door may send before we acknowledge.
 const WINDOW: u16 = 100;
+/// The catalogs first: the batches need them.
+const FILTERS: [&str; 2] = ["sg/v1/+/model/+", "sg/v1/+/up/+"];
 const AGAIN: Duration = Duration::from_millis(500);
 const CLOSE_MAX: Duration = Duration::from_millis(200);
 
@@ -27,12 +29,15 @@ pub(super) struct Book {
 #[derive(Debug, Clone)]
 pub(super) struct Platform {
     book: Arc<Mutex<Book>>,
+    /// Its subscriptions are in force: what the gateway sends before that, nobody would get.
+    listening: CancellationToken,
     end: CancellationToken,
 }
 
 impl Platform {
     pub(super) fn start(door: SocketAddr, tasks: &Tasks) -> Self {
-        let platform = Self { book: Arc::default(), end: CancellationToken::new() };
+        let platform =
+            Self { book: Arc::default(), listening: CancellationToken::new(), end: CancellationToken::new() };
         let settings = Settings {
             host: door.ip().to_string(),
             port: door.port(),
@@ -48,6 +53,11 @@ impl Platform {
         let (running, tasks_of_link) = (platform.clone(), tasks.clone());
         tasks.spawn("demo-platform", async move { running.run(&settings, &tasks_of_link).await });
         platform
+    }
+
+    /// Resolves when its subscriptions are in force.
+    pub(super) async fn listening(&self) {
+        self.listening.cancelled().await;
     }
 
     pub(super) fn book(&self) -> Book {
@@ -81,10 +91,17 @@ impl Platform {
 
     /// Takes what comes until the link is down.
     async fn talk(&self, link: &mut Link, consumer: &mut Consumer) {
+        let mut subscribed = 0;
         loop {
             let done = match link.next().await {
-                // The catalogs first: the batches need them.
-                Event::Up { .. } => ["sg/v1/+/model/+", "sg/v1/+/up/+"].iter().try_for_each(|f| link.subscribe(f)),
+                Event::Up { .. } => FILTERS.iter().try_for_each(|filter| link.subscribe(filter)),
+                Event::Subscribed => {
+                    subscribed += 1;
+                    if subscribed == FILTERS.len() {
+                        self.listening.cancel();
+                    }
+                    Ok(())
+                }
                 Event::Arrived(arrival) => {
                     let messages = consumer.take(&arrival.topic, &arrival.payload).len() as u64;
                     self.note(messages, consumer);
@@ -95,7 +112,7 @@ impl Platform {
                     return;
                 }
                 Event::Down(_) => return,
-                Event::Subscribed | Event::Confirmed(_) | Event::Refused { .. } => Ok(()),
+                Event::Confirmed(_) | Event::Refused { .. } => Ok(()),
             };
             if done.is_err() {
                 return;

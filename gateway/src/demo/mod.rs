@@ -31,6 +31,8 @@ const CLIPS: [(&str, &[u8]); 2] =
     [("gate-1", include_bytes!("clips/gate-1.flv")), ("yard-1", include_bytes!("clips/yard-1.flv"))];
 /// After the devices stopped: time for the last messages to reach the platform.
 const DRAIN_MAX: Duration = Duration::from_millis(1_200);
+/// The platform must listen before the gateway sends.
+const LISTEN_MAX: Duration = Duration::from_secs(10);
 
 /// What `sluicegate demo` is asked to do.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -101,6 +103,10 @@ impl Demo {
         let door = App::start(Plan::make(door)?).await.context("the demo's platform cannot start")?;
         let door_address = door.bound.iter().find_map(|(_, address)| *address).context("the platform has no door")?;
 
+        let devices = Tasks::new();
+        let platform = Platform::start(door_address, &devices);
+        tokio::time::timeout(LISTEN_MAX, platform.listening()).await.context("the demo's platform does not listen")?;
+
         let mut gateway = load_text("the demo's gateway", GATEWAY)?;
         ports.place(&mut gateway.config)?;
         gateway.config.store.path = folder.path.join("gateway");
@@ -110,8 +116,6 @@ impl Demo {
         let gateway = App::start(Plan::make(gateway)?).await.context("the demo's gateway cannot start")?;
         let kept_before = gateway.services.bus.stat().through.iter().sum();
 
-        let devices = Tasks::new();
-        let platform = Platform::start(door_address, &devices);
         let counted = platform.clone();
         gateway.services.metrics.sample(move || {
             let book = counted.book();
