@@ -14,12 +14,14 @@
     reason = "a test stops at the first thing that is not as it should be"
 )]
 
+mod browser;
 mod device;
 mod gateway;
 mod peer;
 mod ports;
 mod upstream;
 
+pub use browser::Browser;
 pub use device::{Counter, Language};
 pub use gateway::{Gateway, Options};
 pub use peer::{Child, run, run_ok, shell};

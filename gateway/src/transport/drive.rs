@@ -22,6 +22,8 @@ const WRITE_TIME_MAX: Duration = Duration::from_secs(10);
 const UNWRITTEN_MAX: usize = 256 * 1024;
 /// Time for the last words at the end.
 const GOODBYE_TIME_MAX: Duration = Duration::from_millis(500);
+/// Bytes of a peer that does not stop sending after its goodbye.
+const LINGER_BYTES_MAX: usize = 1024 * 1024;
 /// A peer that has closed its side still gets the answers that wait for the disk, at most this long.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
 
@@ -233,8 +235,28 @@ impl Drive {
         self.talk.receive(Input::Ended { reason: why });
         self.talk.last_words(&self.wire).await;
         // The peer may be gone: nothing is lost with a goodbye it does not hear.
-        drop(self.flush(GOODBYE_TIME_MAX).await);
+        if self.flush(GOODBYE_TIME_MAX).await.is_ok() && self.ended.is_none() && !matches!(ending, Ending::Stopping) {
+            self.linger().await;
+        }
         self.talk.leave(why).await;
+    }
+
+    /// Closes our side and throws away what the peer still sends: closing with unread bytes would reset the connection,
+    /// and the peer would never read why.
+    async fn linger(&mut self) {
+        let drained = async {
+            self.wire.shutdown().await?;
+            let mut bytes = 0;
+            while let Arrived::Bytes(count) = self.wire.read(&mut self.unread).await? {
+                bytes += count;
+                self.unread.clear();
+                if bytes > LINGER_BYTES_MAX {
+                    break;
+                }
+            }
+            std::io::Result::Ok(())
+        };
+        drop(tokio::time::timeout(GOODBYE_TIME_MAX, drained).await);
     }
 
     async fn flush(&mut self, patience: Duration) -> Result<(), String> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio_rustls::server::TlsStream;
@@ -58,6 +58,15 @@ impl Wire {
             Self::Serial(io) => write_stream(io, bytes).await,
             // Datagrams are sent one by one as the session says; see `send_packet`.
             Self::Datagram { .. } => Ok(0),
+        }
+    }
+
+    /// Closes our side of a stream.
+    pub(super) async fn shutdown(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tcp(io) => io.shutdown().await,
+            Self::Tls(io) => io.shutdown().await,
+            Self::Serial(_) | Self::Datagram { .. } => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 

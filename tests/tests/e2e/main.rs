@@ -11,6 +11,7 @@
 
 mod arm;
 mod check;
+mod demo;
 mod devices;
 mod docs;
 mod durability;
