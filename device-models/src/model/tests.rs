@@ -1,3 +1,5 @@
+//! Thing models as authors write them: what compiles to what, and what each error names.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The console over real connections: who gets in, what it answers, what it refuses.
+
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Mutex;

@@ -1,3 +1,5 @@
+//! The dialects by their documented topics and bodies, up and down.
+
 use std::time::Duration;
 
 use device_models::{Command, Failure, Order, Report, Value, Word};

@@ -1,3 +1,5 @@
+//! Packets of every kind and version, round trips, and the hostile table.
+
 use proptest::prelude::*;
 
 use super::*;

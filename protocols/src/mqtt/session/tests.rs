@@ -1,3 +1,5 @@
+//! Talks of a client with the session: what goes out for what comes in, without sockets.
+
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
