@@ -278,3 +278,36 @@ fn the_json_dialect_is_plain_json() {
     assert!(found.to_string().contains("1.5"), "{found}");
     gateway.stop();
 }
+
+#[test]
+fn units_and_times_come_out_with_the_values() {
+    let broker = Mosquitto::start();
+    let options = Options::default().with(&device("th-2", "temperature-humidity"));
+    let gateway = Gateway::start(options.upstream(broker.port, "native"));
+    let mut receiver = Receiver::start(broker.port, &[]);
+    let url = format!("mqtt://127.0.0.1:{}", broker.port);
+    let folder = gateway.folder.path().join("table").display().to_string();
+    let mut table = Command::new("sh");
+    let program = sluicegate_tests::binary().display().to_string();
+    let line = format!(
+        "{program} receive --url {url} --client-id second --count 3 --idle-seconds 20 > {folder} 2> {folder}.log"
+    );
+    table.args(["-c", &line]);
+    let mut table = Child::start(&mut table);
+    let log = format!("{folder}.log");
+    sluicegate_tests::wait_for("the table's subscription", PATIENCE, || {
+        std::fs::read_to_string(&log).ok().filter(|l| l.contains("subscribed"))
+    });
+    let port = gateway.options.mqtt.to_string();
+    let body = r#"{"ts":1763769600500,"values":{"temperature":21.5}}"#;
+    for _ in 0..3 {
+        run_ok("mosquitto_pub", &["-p", &port, "-q", "1", "-i", "th-2", "-t", "v1/devices/me/telemetry", "-m", body]);
+    }
+    let is = |m: &Value| m["thing"] == "th-2" && m["properties"]["temperature"] == 21.5;
+    let message = receiver.until("the value", PATIENCE, is);
+    assert!(message["time"].as_str().is_some_and(|t| t.starts_with("2025-11-22T00:00:00.5")), "{message}");
+    table.wait(PATIENCE);
+    let shown = std::fs::read_to_string(&folder).unwrap();
+    assert!(shown.contains("21.5 Cel") || shown.contains("21.5 °C"), "{shown}");
+    gateway.stop();
+}

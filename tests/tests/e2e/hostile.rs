@@ -2,28 +2,65 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use sluicegate_tests::{Counter, Gateway, Language, Options, free_port, run, shell, wait_for};
+use rustix::process::Signal;
+use serde_json::Value;
+use sluicegate_tests::{Child, Counter, Gateway, Language, Options, PATIENCE, free_port, root, run, shell, wait_for};
 
-/// A neighbour that reports all the while, and must get its acknowledgements.
+/// A neighbour that reports all the while and must get its acknowledgements, and one that pushes a stream that another
+/// watches.
 struct Neighbour {
     counter: Counter,
+    watched: Arc<AtomicU64>,
+    _push: Child,
 }
 
 impl Neighbour {
     fn start(gateway: &Gateway) -> Self {
         let counter = Counter::start(Language::Mqtt, "neighbour", gateway.options.mqtt);
         wait_for("the neighbour", Duration::from_secs(10), || (counter.acknowledged() > 50).then_some(()));
-        Self { counter }
+        let media = gateway.options.media;
+        let push = push(media, "live/neighbour");
+        let watched = Arc::new(AtomicU64::new(0));
+        let bytes = Arc::clone(&watched);
+        std::thread::spawn(move || watch(media, "live/neighbour", &bytes));
+        wait_for("the neighbour's viewer", PATIENCE, || (watched.load(Ordering::Acquire) > 50_000).then_some(()));
+        Self { counter, watched, _push: push }
     }
 
     /// Still served.
     fn is_well(&self) {
         let now = self.counter.acknowledged();
+        let bytes = self.watched.load(Ordering::Acquire);
         wait_for("the neighbour's next reports", Duration::from_secs(5), || {
             (self.counter.acknowledged() > now + 50).then_some(())
         });
+        wait_for("the neighbour's next frames", Duration::from_secs(5), || {
+            (self.watched.load(Ordering::Acquire) > bytes + 50_000).then_some(())
+        });
+    }
+}
+
+/// ffmpeg, pushing a demo clip for ever.
+fn push(media: u16, stream: &str) -> Child {
+    let clip = root().join("gateway/src/demo/clips/gate-1.flv");
+    let mut command = Command::new("ffmpeg");
+    command.args(["-hide_banner", "-loglevel", "error", "-re", "-stream_loop", "-1", "-i"]).arg(clip);
+    command.args(["-c", "copy", "-f", "flv", &format!("rtmp://127.0.0.1:{media}/{stream}")]).stdin(Stdio::null());
+    Child::start(&mut command)
+}
+
+/// Counts the bytes of a stream over HTTP-FLV until it ends.
+fn watch(media: u16, stream: &str, bytes: &AtomicU64) {
+    let Ok(mut socket) = TcpStream::connect(("127.0.0.1", media)) else { return };
+    drop(write!(socket, "GET /{stream}.flv HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+    let mut buffer = vec![0; 65_536];
+    while let Ok(count @ 1..) = socket.read(&mut buffer) {
+        bytes.fetch_add(count as u64, Ordering::AcqRel);
     }
 }
 
@@ -192,5 +229,64 @@ fn wrong_credentials_are_refused_and_counted() {
     let output = run("mosquitto_pub", &other);
     assert!(!gateway.get("/api/v1/things").contains("\"other\""), "{output:?}");
     std::fs::remove_file(secret).unwrap();
+    ends_well(gateway);
+}
+
+/// A peer that is there but says nothing any more: frozen, or its cable pulled.
+#[test]
+fn half_open_peers_are_found() {
+    let gateway = Gateway::start(Options::default().with("[stream]\nsilence_max_seconds = 2\ngrace_seconds = 1\n"));
+    let mqtt = gateway.options.mqtt.to_string();
+    let mut sub = Command::new("mosquitto_sub");
+    sub.args(["-p", &mqtt, "-i", "frozen", "-k", "5", "-t", "v1/devices/me/rpc/request/+"]).stdout(Stdio::null());
+    let sub = Child::start(&mut sub);
+    let body = ["-p", &mqtt, "-i", "frozen-first", "-q", "1", "-t", "/generic/frozen/properties/report"];
+    let output = run("mosquitto_pub", &[&body[..], &["-m", "{\"properties\":{\"a\":1}}"]].concat());
+    assert!(output.status.success());
+    let connections = || gateway.metric("sluicegate_connections{adapter=\"mqtt\"}") as u64;
+    wait_for("the subscriber", PATIENCE, || (connections() == 1).then_some(()));
+    let push = push(gateway.options.media, "live/frozen");
+    let live = || {
+        let streams: Value = serde_json::from_str(&gateway.get("/api/v1/streams")).unwrap_or_default();
+        streams.as_array().is_some_and(|all| all.iter().any(|s| s["name"] == "live/frozen" && s["live"] == true))
+    };
+    wait_for("the stream", PATIENCE, || live().then_some(()));
+    sub.signal(Signal::STOP);
+    push.signal(Signal::STOP);
+    wait_for("the stream's end", Duration::from_secs(10), || (!live()).then_some(()));
+    wait_for("the subscriber's end", Duration::from_secs(15), || (connections() == 0).then_some(()));
+    ends_well(gateway);
+}
+
+#[test]
+fn streams_want_their_key() {
+    let port = free_port();
+    let secret = std::env::temp_dir().join(format!("sluicegate-key-{port}"));
+    std::fs::write(&secret, "open-sesame\n").unwrap();
+    let door = format!(
+        "[[adapter]]\nname = \"guarded\"\nlisten = \"tcp://127.0.0.1:{port}\"\nprotocol = [\"rtmp\", \"http-flv\"]\n\
+         [[credential]]\nname = \"gate\"\nsecret_file = \"{}\"\npush = [\"live/gate\"]\nwatch = [\"live/*\"]\n",
+        secret.display()
+    );
+    let gateway = Gateway::start(Options::default().with(&door).with("[stream]\nwait_max_seconds = 1"));
+    for wrong in ["live/gate", "live/gate?key=wrong", "live/other?key=open-sesame"] {
+        let mut push = push(port, wrong);
+        assert!(!push.wait(PATIENCE).success(), "{wrong} was let in");
+    }
+    let status = |path: &str| {
+        let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        write!(socket, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        let mut head = [0; 12];
+        socket.read_exact(&mut head).unwrap();
+        String::from_utf8_lossy(&head[9..]).into_owned()
+    };
+    assert_eq!(status("/live/gate.flv"), "401");
+    assert_eq!(status("/live/gate.flv?key=wrong"), "401");
+    assert_eq!(status("/live/gate.flv?key=open-sesame"), "404");
+    let mut right = push(port, "live/gate?key=open-sesame");
+    wait_for("the stream", PATIENCE, || (status("/live/gate.flv?key=open-sesame") == "200").then_some(()));
+    assert!(right.is_running());
+    std::fs::remove_file(secret).unwrap();
+    drop(right);
     ends_well(gateway);
 }
