@@ -108,7 +108,7 @@ impl Devices {
             }
             waiting.insert(id.to_owned(), Waiting { thing: Arc::clone(&thing.id), answer: sender });
         }
-        if let Err(error) = route.commands.try_send(command) {
+        if let Err(error) = route.commands.try_send(Box::new(command)) {
             self.waiting().remove(id);
             return Err(match error {
                 tokio::sync::mpsc::error::TrySendError::Full(_) => Failure::Busy,

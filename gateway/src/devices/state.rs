@@ -16,7 +16,8 @@ pub struct RouteId(pub u64);
 pub struct Route {
     pub id: RouteId,
     pub adapter: Arc<str>,
-    pub commands: mpsc::Sender<Command>,
+    /// Boxed: a channel makes room for 32 of what it carries at once, and every connection has one.
+    pub commands: mpsc::Sender<Box<Command>>,
 }
 
 /// A property's newest value.

@@ -47,6 +47,13 @@ impl Ending {
     }
 }
 
+/// How far the outputs that need no waiting went.
+enum Plain {
+    Done,
+    Ending(Ending),
+    Attend(Output),
+}
+
 /// A report or publication whose acknowledgement waits for the disk.
 #[derive(Debug)]
 pub(super) struct Unsettled {
@@ -74,7 +81,7 @@ pub(super) struct Conversation {
     pub(super) durable: watch::Receiver<Durable>,
     pub(super) kept: watch::Receiver<Kept>,
     pub(super) attachment: Option<Attachment>,
-    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) commands: mpsc::Receiver<Box<Command>>,
     protocol: &'static str,
     route: Route,
     things: HashMap<Arc<str>, Arc<Thing>>,
@@ -205,29 +212,56 @@ impl Conversation {
     }
 
     /// Carries out what the session wants, in order.
+    ///
+    /// What has to wait for other parts lives in a box for as long as it takes: an idle connection holds no room for it.
     pub(super) async fn carry_out(&mut self, wire: &Wire) -> Option<Ending> {
+        match self.carry_out_plain(wire) {
+            Plain::Done => None,
+            Plain::Ending(ending) => Some(ending),
+            Plain::Attend(output) => Box::pin(self.attend(wire, output)).await,
+        }
+    }
+
+    /// Carries out what needs no waiting, up to the first output that does.
+    fn carry_out_plain(&mut self, wire: &Wire) -> Plain {
         while let Some(output) = self.outbox.pop() {
             match output {
                 Output::Send(bytes) => self.send(wire, &bytes),
-                Output::Close { reason } => return Some(Ending::Closed(reason)),
+                Output::Close { reason } => return Plain::Ending(Ending::Closed(reason)),
                 Output::Source { .. } | Output::Watch { .. } => {
                     let mut moving = Outbox::default();
                     moving.push(output);
                     while let Some(next) = self.outbox.pop() {
                         moving.push(next);
                     }
-                    return Some(Ending::Moves(moving));
+                    return Plain::Ending(Ending::Moves(moving));
                 }
                 // A unit before its source: the session's fault, and nobody could be watching.
                 Output::Unit(_) => self.services.metrics.fault(&self.adapter.info.name, self.protocol),
+                other => return Plain::Attend(other),
+            }
+        }
+        Plain::Done
+    }
+
+    /// Carries out this output and all behind it.
+    async fn attend(&mut self, wire: &Wire, mut output: Output) -> Option<Ending> {
+        loop {
+            match output {
                 Output::Admit { ticket, claim } => self.admit(ticket, claim).await,
                 Output::Speaks { by, device, product } => self.speaks(&by, &device, product.as_deref()).await,
                 Output::Report { ticket, by, report } => self.report(ticket, &by, report).await,
                 Output::Answer { id, outcome } => self.services.intake.devices().session_answered(&id, outcome).await,
                 Output::Exchange(request) => self.exchange(request).await,
+                // The plain ones never come here.
+                _ => {}
+            }
+            match self.carry_out_plain(wire) {
+                Plain::Done => return None,
+                Plain::Ending(ending) => return Some(ending),
+                Plain::Attend(next) => output = next,
             }
         }
-        None
     }
 
     /// Only the bytes: what a session still says when its talk is over.

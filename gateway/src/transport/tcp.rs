@@ -82,7 +82,8 @@ async fn serve(socket: TcpStream, from: SocketAddr, adapter: Arc<Adapter>, servi
         None => Wire::Tcp(socket),
         Some(config) => {
             let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(config));
-            match tokio::time::timeout(HANDSHAKE_TIME_MAX, acceptor.accept(socket)).await {
+            // Boxed: a handshake's room is not held for the connection's life.
+            match Box::pin(tokio::time::timeout(HANDSHAKE_TIME_MAX, acceptor.accept(socket))).await {
                 Ok(Ok(stream)) => Wire::Tls(Box::new(stream)),
                 Ok(Err(error)) => {
                     debug!(%from, %error, "TLS handshake failed");
