@@ -8,8 +8,8 @@ use std::sync::{Arc, Condvar, PoisonError};
 use std::time::{Duration, Instant};
 
 use device_models::{Body, Class, Message};
-use tokio::sync::{Notify, watch};
-use tracing::{error, info};
+use tokio::sync::{Notify, oneshot, watch};
+use tracing::{debug, error, info};
 
 use super::cursors::Cursors;
 use super::disk::is_full;
@@ -57,13 +57,22 @@ struct Waiting {
     closing: bool,
     /// How often an append had to wait for room.
     waits: u64,
+    purge: Option<Purge>,
     /// The next numbers at the start.
     began: [u64; 4],
+}
+
+/// Classes whose records are to go, and who is told how many did.
+#[derive(Debug)]
+pub(super) struct Purge {
+    pub classes: Vec<Class>,
+    pub reply: oneshot::Sender<u64>,
 }
 
 /// What the writer does next.
 enum Turn {
     Write([Batch; 4]),
+    Purge(Purge),
     Idle,
     Stop,
 }
@@ -72,8 +81,16 @@ enum Turn {
 
 impl Buffer {
     pub(super) fn new(epoch: u64, next: [u64; 4], segment_bytes: u64, window: Window) -> Self {
-        let waiting =
-            Waiting { batches: Default::default(), next, bytes: 0, writing: 0, closing: false, waits: 0, began: next };
+        let waiting = Waiting {
+            batches: Default::default(),
+            next,
+            bytes: 0,
+            writing: 0,
+            closing: false,
+            waits: 0,
+            purge: None,
+            began: next,
+        };
         Self {
             waiting: Lock::new(waiting),
             wake: Condvar::new(),
@@ -132,6 +149,16 @@ impl Buffer {
         self.waiting.lock().push(class, crc, record);
     }
 
+    /// Has the writer purge. An older wish that still waits is dropped, which tells its owner.
+    pub(super) fn purge(&self, purge: Purge) {
+        let mut waiting = self.waiting.lock();
+        if !waiting.closing {
+            waiting.purge = Some(purge);
+        }
+        drop(waiting);
+        self.wake.notify_all();
+    }
+
     pub(super) fn close(&self) {
         self.waiting.lock().closing = true;
         self.wake.notify_all();
@@ -152,6 +179,9 @@ impl Buffer {
         loop {
             let now = Instant::now();
             let pause = if waiting.bytes == 0 {
+                if let Some(purge) = waiting.purge.take() {
+                    return Turn::Purge(purge);
+                }
                 if waiting.closing {
                     return Turn::Stop;
                 }
@@ -171,7 +201,7 @@ impl Buffer {
             let idle = waiting.bytes == 0;
             let (guard, timeout) = self.wake.wait_timeout(waiting, pause).unwrap_or_else(PoisonError::into_inner);
             waiting = guard;
-            if idle && timeout.timed_out() && waiting.bytes == 0 && !waiting.closing {
+            if idle && timeout.timed_out() && waiting.bytes == 0 && waiting.purge.is_none() && !waiting.closing {
                 return Turn::Idle;
             }
         }
@@ -230,6 +260,14 @@ impl Writer {
                 // What was let go of since the last commit is said before the end.
                 Turn::Stop if self.log.unsaid.is_empty() || !self.commit(&Default::default()) => return,
                 Turn::Stop => {}
+                Turn::Purge(purge) => {
+                    self.collect();
+                    let gone = purge.classes.iter().map(|class| self.log.purge(*class)).sum();
+                    self.commit(&Default::default());
+                    if purge.reply.send(gone).is_err() {
+                        debug!(gone, "whoever asked for the purge has gone");
+                    }
+                }
                 Turn::Idle => {
                     if self.log.owes() {
                         self.commit(&Default::default());
@@ -331,6 +369,7 @@ impl Drop for Writer {
     /// However the writer ends: without it nothing may be taken in, and nobody may wait for room.
     fn drop(&mut self) {
         self.buffer.close();
+        self.buffer.waiting.lock().purge = None;
     }
 }
 

@@ -44,11 +44,11 @@ impl Log {
                 break;
             }
         }
-        match self.free() {
-            Some(free) if free < self.limits.free_min.saturating_add(bytes) && !self.evict("free-space") => {
+        if let Some(free) = self.free().filter(|free| *free < self.limits.free_min.saturating_add(bytes)) {
+            let reason = if free < bytes { "disk-full" } else { "free-space" };
+            if !self.evict(reason) {
                 self.close_lowest();
             }
-            _ => {}
         }
     }
 
@@ -97,6 +97,19 @@ impl Log {
         }
     }
 
+    /// Lets go of everything of a class. Returns how many numbers went.
+    pub(super) fn purge(&mut self, class: Class) -> u64 {
+        self.close_old(class, i64::MIN);
+        let mut gone = 0;
+        loop {
+            let front = self.files.table.lock().class(class).front().filter(|segment| segment.sealed).copied();
+            match front {
+                Some(segment) if self.let_go(segment, "purge") => gone += segment.last + 1 - segment.name.first,
+                _ => return gone,
+            }
+        }
+    }
+
     /// Closes the class's active segment if its first record is older than so many seconds.
     fn close_old(&mut self, class: Class, age_max: i64) {
         let next = {
@@ -104,7 +117,9 @@ impl Log {
             let active =
                 table.class(class).back().filter(|segment| !segment.sealed && segment.last >= segment.name.first);
             let now = table.ages.now();
-            active.filter(|s| table.ages.earliest(class, s.name.first) < now - age_max).map(|s| s.last + 1)
+            active
+                .filter(|s| table.ages.earliest(class, s.name.first) < now.saturating_sub(age_max))
+                .map(|s| s.last + 1)
         };
         if let Some(Err(error)) = next.map(|next| self.roll(class, next)) {
             debug!(%error, class = class.topic(), "cannot start a segment; old records stay a while longer");

@@ -74,6 +74,7 @@ mod log;
 mod reader;
 mod recover;
 mod segment;
+mod survey;
 mod table;
 
 #[cfg(test)]
@@ -86,7 +87,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use device_models::Class;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::warn;
 
 pub use durable::Durable;
@@ -94,9 +95,10 @@ pub use figures::{Happening, Stat};
 pub use keyed::Keyed;
 pub use reader::{Entry, Reader};
 pub use segment::RECORD_MAX;
+pub use survey::{ClassSurvey, Stored, Survey};
 
 use crate::{config, threads};
-use commit::{Buffer, Window, Writer};
+use commit::{Buffer, Purge, Window, Writer};
 use cursors::Cursors;
 use disk::{Disk, RealDisk};
 use log::{Files, Limits};
@@ -292,6 +294,14 @@ impl Bus {
             let passed = passed[index(class)].max(oldest[index(class)].saturating_sub(1));
             through[index(class)].saturating_sub(passed)
         })
+    }
+
+    /// Gives up every record of these classes, read or not; gap records of reason `purge` name what not every reader had
+    /// passed. Returns how many numbers went.
+    pub async fn purge(&self, classes: &[Class]) -> Result<u64, BusError> {
+        let (reply, done) = oneshot::channel();
+        self.inner.buffer.purge(Purge { classes: classes.to_vec(), reply });
+        done.await.map_err(|_| BusError::Closed)
     }
 
     pub fn keyed(&self) -> Keyed {

@@ -25,7 +25,7 @@ const EPOCH_MAGIC: [u8; 8] = *b"SGEPOCH1";
 /// Damaged files kept for a look, newest first; more would eat the disk.
 const ASIDE_MAX: usize = 4;
 /// Longest segment file that is read whole: the largest segment size plus the largest batch.
-const SEGMENT_READ_MAX: u64 = 72 * 1024 * 1024;
+pub(super) const SEGMENT_READ_MAX: u64 = 72 * 1024 * 1024;
 
 /// What the keyed state knows about the log.
 #[derive(Debug, Clone, Copy, Default)]
@@ -366,7 +366,7 @@ fn torn_records(bytes: &[u8], from: usize, next: u64) -> u64 {
     (count + records_max(bytes.len().saturating_sub(at) as u64)).max(1)
 }
 
-fn read_epoch(disk: &dyn Disk, folder: &Path) -> Option<u64> {
+pub(super) fn read_epoch(disk: &dyn Disk, folder: &Path) -> Option<u64> {
     let bytes = read_all(disk, &folder.join(EPOCH_FILE), 64).ok()?;
     let (body, crc) = bytes.split_at_checked(16)?;
     let whole = bytes.len() == 20 && body.starts_with(&EPOCH_MAGIC) && crc == crc32c(body).to_le_bytes();

@@ -13,7 +13,7 @@ fn sluicegate(arguments: &[&str]) -> (Option<i32>, String, String) {
 fn help_names_every_verb() {
     let (code, out, _) = sluicegate(&["help"]);
     assert_eq!(code, Some(0));
-    for verb in ["run", "check", "demo", "receive", "help"] {
+    for verb in ["run", "check", "demo", "store", "receive", "help"] {
         assert!(out.contains(&format!("\n  {verb} ")), "{out}");
     }
 }

@@ -17,5 +17,6 @@ mod docs;
 mod durability;
 mod hostile;
 mod service;
+mod store;
 mod streams;
 mod style;

@@ -1,5 +1,7 @@
 //! The command line: verbs, flags, exit codes (0 well, 1 failed, 2 bad usage or configuration).
 
+mod store;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -37,6 +39,8 @@ enum Verb {
     Check(CheckArgs),
     /// Show the whole way on this machine: simulated devices and cameras, a gateway, a platform, a status page.
     Demo(demo::Options),
+    /// Look into the messages on disk, write them out, give them up.
+    Store(Box<store::StoreArgs>),
     /// Be the upstream: decode, verify and print what a gateway sends to an MQTT broker.
     Receive(Box<receive::Options>),
 }
@@ -47,6 +51,7 @@ struct ConfigArgs {
     #[arg(
         long,
         short,
+        global = true,
         env = "SLUICEGATE_CONFIG",
         default_value = "/etc/sluicegate/sluicegate.toml",
         value_name = "FILE"
@@ -73,7 +78,7 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
-    start_log(&command.log, matches!(command.verb, Verb::Demo(_)));
+    start_log(&command.log, matches!(command.verb, Verb::Demo(_) | Verb::Store(_)));
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         return failed("another TLS provider is installed already");
     }
@@ -86,6 +91,10 @@ pub fn main() -> ExitCode {
         Verb::Demo(options) => {
             on_runtime(async { Ok(if demo::run(options).await? { ExitCode::SUCCESS } else { ExitCode::FAILURE }) })
         }
+        Verb::Store(args) => match args.settings() {
+            Ok(settings) => on_runtime(args.run(settings)),
+            Err(problems) => bad_configuration(&problems),
+        },
         Verb::Receive(options) => on_runtime(async {
             Ok(receive::run(*options)
                 .await
