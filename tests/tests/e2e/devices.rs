@@ -1,6 +1,7 @@
 //! Devices of every kind in, a real broker as the upstream out: what arrives is what was sent.
 
-use std::process::Command;
+use std::io::BufRead;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -88,8 +89,7 @@ fn a_device_may_have_a_chinese_topic() {
     let mut chain = Chain::start(Options::default());
     let port = chain.gateway.options.mqtt.to_string();
     let mut sub = line_by_line("mosquitto_sub");
-    sub.args(["-p", &port, "-q", "1", "-t", "设备/#", "-C", "1", "-W", "20", "-d"])
-        .stdout(std::process::Stdio::piped());
+    sub.args(["-p", &port, "-q", "1", "-t", "设备/#", "-C", "1", "-W", "20", "-d"]).stdout(Stdio::piped());
     let mut sub = Child::start(&mut sub);
     await_line(&mut sub, "Subscribed");
     run_ok("mosquitto_pub", &["-p", &port, "-q", "1", "-t", "设备/1", "-m", "x"]);
@@ -109,7 +109,7 @@ fn line_by_line(program: &str) -> Command {
 }
 
 fn await_line(child: &mut Child, word: &str) {
-    use std::io::{BufRead, BufReader};
+    use std::io::BufReader;
     let stdout = child.inner.stdout.take().expect("piped");
     let mut lines = BufReader::new(stdout).lines();
     let found = lines.by_ref().map_while(Result::ok).any(|l| l.contains(word));
@@ -200,12 +200,11 @@ fn a_command_from_upstream_reaches_an_mqtt_device_and_its_reply_comes_back() {
         "exec stdbuf -oL mosquitto_sub -p {port} -i relay-1 -q 1 -t /relay-switch/relay-1/properties/write -C 2 -W 30 -d -F 'COMMAND %p'"
     );
     let mut sub = Command::new("sh");
-    sub.args(["-c", &script]).stdout(std::process::Stdio::piped());
+    sub.args(["-c", &script]).stdout(Stdio::piped());
     let mut sub = Child::start(&mut sub);
     let (lines, commands) = std::sync::mpsc::sync_channel::<String>(100);
     let stdout = sub.inner.stdout.take().unwrap();
     std::thread::spawn(move || {
-        use std::io::BufRead;
         for line in std::io::BufReader::new(stdout).lines().map_while(Result::ok) {
             drop(lines.send(line));
         }
@@ -239,7 +238,7 @@ fn presence_follows_connect_disconnect_and_loss() {
     let seen = chain.receiver.seen.len();
     // Killed without a goodbye.
     let mut sub = Command::new("mosquitto_sub");
-    sub.args(["-p", &port, "-i", "p-1", "-t", "x"]).stdout(std::process::Stdio::null());
+    sub.args(["-p", &port, "-i", "p-1", "-t", "x"]).stdout(Stdio::null());
     let sub = Child::start(&mut sub);
     let after = |from: usize, seen: &[Value], online: bool| {
         seen.iter().skip(from).any(|m| m["thing"] == "p-1" && m["presence"]["online"] == online)
@@ -260,17 +259,17 @@ fn presence_follows_connect_disconnect_and_loss() {
 fn the_json_dialect_is_plain_json() {
     let broker = Mosquitto::start();
     let gateway = Gateway::start(Options::default().upstream(broker.port, "json"));
-    let mut sub = Command::new("mosquitto_sub");
+    let mut sub = line_by_line("mosquitto_sub");
     let port = broker.port.to_string();
-    sub.args(["-p", &port, "-q", "1", "-t", "sg/v1/gate-t/#", "-W", "30", "-F", "%p"])
-        .stdout(std::process::Stdio::piped());
+    sub.args(["-p", &port, "-q", "1", "-t", "sg/v1/gate-t/#", "-W", "30", "-d", "-F", "%p"]).stdout(Stdio::piped());
     let mut sub = Child::start(&mut sub);
+    let stdout = sub.inner.stdout.take().unwrap();
+    let mut lines = std::io::BufReader::new(stdout).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("Subscribed")), "the platform does not listen");
     let topic = "/generic/json-1/properties/report";
     let mqtt = gateway.options.mqtt.to_string();
-    let stdout = sub.inner.stdout.take().unwrap();
     run_ok("mosquitto_pub", &["-p", &mqtt, "-q", "1", "-t", topic, "-m", r#"{"properties":{"a":1.5}}"#]);
-    use std::io::BufRead;
-    let found = std::io::BufReader::new(stdout).lines().map_while(Result::ok).find_map(|line| {
+    let found = lines.find_map(|line| {
         let json: Value = serde_json::from_str(&line).ok()?;
         (json["thing"] == "json-1" && json["properties"].is_object()).then_some(json)
     });
