@@ -189,40 +189,103 @@ fn an_unknown_device_is_refused_with_a_reason_and_counted() {
     chain.finish();
 }
 
+/// A device as its firmware would be: it listens on one topic and hears commands.
+struct Listener {
+    _sub: Child,
+    lines: std::sync::mpsc::Receiver<String>,
+}
+
+impl Listener {
+    fn start(port: &str, client: &str, topic: &str) -> Self {
+        let mut sub = line_by_line("mosquitto_sub");
+        sub.args(["-p", port, "-i", client, "-q", "1", "-t", topic, "-W", "60", "-d", "-F", "COMMAND %p"]);
+        let mut sub = Child::start(sub.stdout(Stdio::piped()));
+        let (sender, lines) = std::sync::mpsc::sync_channel::<String>(100);
+        let stdout = sub.inner.stdout.take().unwrap();
+        std::thread::spawn(move || {
+            for line in std::io::BufReader::new(stdout).lines().map_while(Result::ok) {
+                drop(sender.send(line));
+            }
+        });
+        while !lines.recv_timeout(PATIENCE).expect("the device subscribes").contains("Subscribed") {}
+        Self { _sub: sub, lines }
+    }
+
+    fn command(&self) -> Value {
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE).expect("the command reaches the device");
+            if let Some(json) = line.strip_prefix("COMMAND ") {
+                return serde_json::from_str(json).expect("a JSON command");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_command_from_upstream_reaches_an_mqtt_device_and_its_reply_comes_back() {
     let mut chain = Chain::start(Options::default().with(&device("relay-1", "relay-switch")));
     let up = chain.broker.port.to_string();
     let port = chain.gateway.options.mqtt.to_string();
-    // A device as its firmware would be: it waits for one command and answers it.
-    let answer = "/relay-switch/relay-1/properties/write/reply";
-    let script = format!(
-        "exec stdbuf -oL mosquitto_sub -p {port} -i relay-1 -q 1 -t /relay-switch/relay-1/properties/write -C 2 -W 30 -d -F 'COMMAND %p'"
-    );
-    let mut sub = Command::new("sh");
-    sub.args(["-c", &script]).stdout(Stdio::piped());
-    let mut sub = Child::start(&mut sub);
-    let (lines, commands) = std::sync::mpsc::sync_channel::<String>(100);
-    let stdout = sub.inner.stdout.take().unwrap();
-    std::thread::spawn(move || {
-        for line in std::io::BufReader::new(stdout).lines().map_while(Result::ok) {
-            drop(lines.send(line));
-        }
-    });
-    while !commands.recv_timeout(PATIENCE).expect("the device subscribes").contains("Subscribed") {}
-    let order = r#"{"id":"c-1","write":{"on":true},"timeout_ms":20000}"#;
+    let orders = [
+        ("c-1", r#"{"id":"c-1","write":{"on":true},"timeout_ms":20000}"#, "properties/write"),
+        ("c-2", r#"{"id":"c-2","invoke":"toggle","timeout_ms":20000}"#, "function/invoke"),
+    ];
+    for (id, order, topic) in orders {
+        let listener = Listener::start(&port, "relay-1", &format!("/relay-switch/relay-1/{topic}"));
+        run_ok("mosquitto_pub", &["-p", &up, "-q", "1", "-t", "sg/v1/gate-t/down/relay-1", "-m", order]);
+        let command = listener.command();
+        let fits =
+            command["properties"]["on"] == true || command["function"] == "toggle" || command["functionId"] == "toggle";
+        assert!(fits, "{command}");
+        let reply =
+            json!({"messageId": command["messageId"], "success": true, "output": true, "properties": {"on": true}});
+        let answer = format!("/relay-switch/relay-1/{topic}/reply");
+        run_ok("mosquitto_pub", &["-p", &port, "-i", "other-1", "-q", "1", "-t", &answer, "-m", &reply.to_string()]);
+        let message = chain.receiver.until("the reply", PATIENCE, |m| m["reply"]["id"] == id);
+        assert!(message["reply"]["error"].is_null(), "{message}");
+    }
+    // What the model does not allow is refused with a reason, also upstream.
+    let order = r#"{"id":"c-3","write":{"on":"perhaps"}}"#;
     run_ok("mosquitto_pub", &["-p", &up, "-q", "1", "-t", "sg/v1/gate-t/down/relay-1", "-m", order]);
-    let command = loop {
-        let line = commands.recv_timeout(PATIENCE).expect("the command reaches the device");
-        if let Some(json) = line.strip_prefix("COMMAND ") {
-            break serde_json::from_str::<Value>(json).expect("a JSON command");
-        }
+    let message = chain.receiver.until("the refusal", PATIENCE, |m| m["reply"]["id"] == "c-3");
+    assert!(message["reply"]["error"].as_str().is_some_and(|e| e.contains("on")), "{message}");
+    chain.finish();
+}
+
+#[test]
+fn a_serial_line_arrives_and_is_opened_again() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let (ours, theirs) = (folder.path().join("gateway"), folder.path().join("device"));
+    let cable = || {
+        let end = |path: &std::path::Path| format!("pty,raw,echo=0,link={}", path.display());
+        let cable = Child::start(Command::new("socat").args([end(&ours), end(&theirs)]));
+        sluicegate_tests::wait_for("the line", PATIENCE, || (ours.exists() && theirs.exists()).then_some(()));
+        cable
     };
-    assert_eq!(command["properties"]["on"], true, "{command}");
-    let reply = json!({"messageId": command["messageId"], "success": true, "properties": {"on": true}}).to_string();
-    run_ok("mosquitto_pub", &["-p", &port, "-i", "relay-1-b", "-q", "1", "-t", answer, "-m", &reply]);
-    let message = chain.receiver.until("the reply", PATIENCE, |m| m["reply"]["id"] == "c-1");
-    assert!(message["reply"]["error"].is_null(), "{message}");
+    let line = cable();
+    let adapter = format!(
+        "[[adapter]]\nname = \"line\"\nlisten = \"serial://{}?baud=9600\"\nprotocol = \"raw\"\nallow_anonymous = true\n\
+         auto_register = true\nproduct = \"generic\"\n",
+        ours.display()
+    );
+    let mut chain = Chain::start(Options::default().with(&adapter));
+    let say = |level: u32| {
+        sluicegate_tests::wait_for("the line's answer", PATIENCE, || {
+            let exchange = format!(
+                "printf '%s\\n' '{{\"device\":\"s-1\",\"level\":{level}}}' | timeout 5 socat -t2 - FILE:{},raw,echo=0",
+                theirs.display()
+            );
+            let output = run("sh", &["-c", &exchange]);
+            String::from_utf8_lossy(&output.stdout).contains("\"ok\":true").then_some(())
+        });
+    };
+    say(5);
+    chain.receiver.until("the report", PATIENCE, |m| m["thing"] == "s-1" && m["properties"]["level"] == 5);
+    // The cable is pulled and plugged again.
+    drop(line);
+    let _line = cable();
+    say(6);
+    chain.receiver.until("the next report", PATIENCE, |m| m["thing"] == "s-1" && m["properties"]["level"] == 6);
     chain.finish();
 }
 
