@@ -19,6 +19,10 @@ const INTERVAL: Duration = Duration::from_secs(5);
 /// The first full report waits this long for codec, size and rates to be known.
 const FIRST: Duration = Duration::from_secs(2);
 
+/// Characters of texts in events, as the model has them.
+const REASON_MAX: usize = 256;
+const URL_MAX: usize = 512;
+
 /// Rates within this share of what was reported are not news.
 const DEADBAND: f64 = 0.05;
 
@@ -52,7 +56,7 @@ impl Camera {
     /// The publisher went.
     pub(super) fn offline(&mut self, reason: &str) {
         self.next = None;
-        let data = [("reason".to_owned(), Value::Text(reason.chars().take(256).collect()))];
+        let data = [("reason".to_owned(), text(reason, REASON_MAX))];
         self.say_properties(vec![("online".to_owned(), Value::Bool(false))]);
         self.say(Word::Event { name: "offline".to_owned(), data: Value::Object(data.into()) });
         self.say(Word::Presence { online: false, reason: reason.to_owned() });
@@ -83,10 +87,9 @@ impl Camera {
                 (_, RelayState::Waiting) => "relayDown",
             };
             *before = relay.state;
-            let mut data = vec![("url".to_owned(), Value::Text(relay.url.clone()))];
-            data.extend(
-                relay.error.clone().filter(|_| name == "relayDown").map(|e| ("reason".to_owned(), Value::Text(e))),
-            );
+            let mut data = vec![("url".to_owned(), text(&relay.url, URL_MAX))];
+            let error = relay.error.as_deref().filter(|_| name == "relayDown");
+            data.extend(error.map(|error| ("reason".to_owned(), text(error, REASON_MAX))));
             words.push(Word::Event { name: name.to_owned(), data: Value::Object(data.into_iter().collect()) });
         }
         for word in words {
@@ -121,6 +124,10 @@ impl Camera {
     }
 }
 
+fn text(text: &str, len_max: usize) -> Value {
+    Value::Text(text.chars().take(len_max).collect())
+}
+
 fn properties(info: &StreamInfo) -> Vec<(String, Value)> {
     let mut all = vec![("online", Value::Bool(info.live)), ("viewers", Value::Int(info.viewers as i64))];
     if let Some(video) = &info.video {
@@ -141,7 +148,9 @@ fn properties(info: &StreamInfo) -> Vec<(String, Value)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::info::VideoInfo;
+    use device_models::{Body, Models, Quality, normalize};
+
+    use super::super::info::{AudioInfo, RelayInfo, VideoInfo};
     use super::*;
 
     fn info() -> StreamInfo {
@@ -176,6 +185,39 @@ mod tests {
         assert_eq!(said(&mut reports), vec![]);
         camera.offline("the publisher closed the stream");
         assert_eq!(said(&mut reports).len(), 3);
+    }
+
+    #[test]
+    fn everything_it_says_is_in_the_model_of_cameras() {
+        let (send, mut reports) = mpsc::channel(64);
+        let mut camera = Camera::new("live/gate".to_owned(), send);
+        let start = Instant::now();
+        camera.online("10.0.0.9:5000", start);
+        for (after, state) in [(3, RelayState::Sending), (4, RelayState::Waiting)] {
+            let error = Some("the server said no".repeat(100));
+            let relay = RelayInfo { url: "rtmp://up/live/gate".to_owned(), state, error, connections: 1 };
+            let audio = Some(AudioInfo { codec: "AAC".to_owned(), rate: 44_100, channels: 1 });
+            let info = StreamInfo { relays: vec![relay], audio, ..info() };
+            camera.observe(&info, start + Duration::from_secs(after));
+        }
+        camera.offline("the publisher closed the stream");
+        let models = Models::shipped().unwrap();
+        let model = models.get(PRODUCT).unwrap();
+        let mut events = Vec::new();
+        while let Ok(report) = reports.try_recv() {
+            let message = normalize(model, &"t".into(), &report, clock::now_us()).unwrap();
+            match message.body {
+                Body::Event { name, quality, .. } => {
+                    assert_eq!(quality, Quality::Good, "{name}");
+                    events.push(name.to_string());
+                }
+                Body::Properties(samples) => {
+                    assert!(samples.iter().all(|sample| sample.quality == Quality::Good), "{samples:?}");
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(events, ["online", "relayUp", "relayDown", "offline"]);
     }
 
     #[test]

@@ -80,18 +80,23 @@ impl Ingest {
             let silent_at = self.heard + silence_max;
             let wake_at = self.session.deadline().map_or(silent_at, |deadline| deadline.min(silent_at));
             let waits = !self.answers.is_empty();
-            let interest = if waits { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+            let interest = match (self.may_read(), waits) {
+                (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
+                (true, false) => Some(Interest::READABLE),
+                (false, true) => Some(Interest::WRITABLE),
+                (false, false) => None,
+            };
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return self.stopped(),
-                ready = self.socket.ready(interest) => {
+                ready = ready(&self.socket, interest) => {
                     if let Err(error) = ready {
                         return format!("the connection broke: {error}");
                     }
                 }
                 () = tokio::time::sleep_until(wake_at.into()) => {}
             }
-            let outcome = self.read().and_then(|()| self.tick(silent_at, silence_max));
+            let outcome = self.read().and_then(|()| self.tick(silent_at, silence_max)).and_then(|()| self.understand());
             if let Err(reason) = outcome {
                 return reason;
             }
@@ -109,6 +114,9 @@ impl Ingest {
     /// Reads what is there, within bounds.
     fn read(&mut self) -> Result<(), String> {
         for _ in 0..READS_MAX {
+            if !self.may_read() {
+                break;
+            }
             self.unread.reserve(READ_LEN);
             match self.socket.try_read_buf(&mut self.unread) {
                 Ok(0) => return Err("the publisher closed the connection".to_owned()),
@@ -126,23 +134,32 @@ impl Ingest {
         Ok(())
     }
 
+    /// Whether more bytes are wanted now.
+    fn may_read(&self) -> bool {
+        !self.session.paused() && self.unread.len() < self.limits.frame_max
+    }
+
+    /// Hands the bytes to the session again and again while it takes some and stumbles over others, as the driver does
+    /// before a connection comes here.
     fn understand(&mut self) -> Result<(), String> {
-        if self.unread.is_empty() {
-            return Ok(());
-        }
-        let heard = self.session.receive(Instant::now(), Input::Stream(&mut self.unread), &mut self.outbox);
-        self.carry_out()?;
-        match heard {
-            Err(fault) if fault.fatal => Err(format!("protocol fault: {fault}")),
-            Err(fault) => {
-                debug!(stream = %self.source.borrow().name, %fault, "recoverable fault");
-                Ok(())
+        while !self.unread.is_empty() && !self.session.paused() {
+            let before = self.unread.len();
+            let heard = self.session.receive(Instant::now(), Input::Stream(&mut self.unread), &mut self.outbox);
+            self.carry_out()?;
+            match heard {
+                Err(fault) if fault.fatal => return Err(format!("protocol fault: {fault}")),
+                Err(fault) => debug!(stream = %self.source.borrow().name, %fault, "recoverable fault"),
+                // Without a fault the session took what it could; with one it may go on with the next frame.
+                Ok(()) => break,
             }
-            Ok(()) if self.unread.len() > self.limits.frame_max => {
-                Err(format!("a frame is larger than {} bytes", self.limits.frame_max))
+            if self.unread.len() == before {
+                break;
             }
-            Ok(()) => Ok(()),
         }
+        if self.unread.len() >= self.limits.frame_max && !self.session.paused() {
+            return Err(format!("a frame of more than {} bytes", self.limits.frame_max));
+        }
+        Ok(())
     }
 
     fn tick(&mut self, silent_at: Instant, silence_max: Duration) -> Result<(), String> {
@@ -200,5 +217,12 @@ impl Ingest {
             }
         }
         let _unsent = self.answer();
+    }
+}
+
+async fn ready(socket: &TcpStream, interest: Option<Interest>) -> io::Result<()> {
+    match interest {
+        Some(interest) => socket.ready(interest).await.map(drop),
+        None => std::future::pending().await,
     }
 }

@@ -484,3 +484,43 @@ async fn a_publisher_that_breaks_its_protocol_is_closed_and_its_stream_said_to_b
     assert!(offline, "{words:?}");
     rig.close().await;
 }
+
+/// Stumbles, recoverably, over every script tag.
+struct Stumbling(FlvSource);
+
+impl Session for Stumbling {
+    fn receive(&mut self, now: Instant, input: Input<'_>, out: &mut Outbox) -> Result<(), Fault> {
+        let Input::Stream(buffer) = input else { return Ok(()) };
+        while let Some(tag) = take_tag(buffer).map_err(|_| Fault::fatal("not FLV"))? {
+            let unit = self.0.0.unit(tag.tag, tag.dts_ms, tag.body).map_err(|_| Fault::fatal("not FLV"))?;
+            let Some(unit) = unit else { continue };
+            if unit.track == Track::Data {
+                return Err(Fault::recoverable("a script tag"));
+            }
+            out.push(Output::Unit(unit));
+        }
+        self.0.receive(now, Input::Ended { reason: "" }, out)
+    }
+
+    fn tick(&mut self, _: Instant, _: &mut Outbox) {}
+
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+}
+
+#[tokio::test]
+async fn what_follows_a_recoverable_fault_in_the_same_bytes_is_read_at_once() {
+    let rig = Rig::new(|_| {});
+    let (ours, theirs) = pair();
+    let session = Stumbling(FlvSource(Demux::default()));
+    rig.hand(theirs, Box::new(session), Output::Source { stream: Rig::name() });
+    let script = unit(Track::Data, Kind::Delta, 0, &[2, 0, 1, b'!']);
+    let mut bytes = BytesMut::new();
+    for unit in [unit(Track::Video, Kind::Config, 0, &avcc()), script.clone(), script, frame(Kind::Key, 0, 100)] {
+        bytes.extend_from_slice(&tag(&unit));
+    }
+    Push(ours).0.write_all(&bytes).unwrap();
+    rig.until(|info| info.counters.video_frames == 1).await;
+    rig.close().await;
+}
