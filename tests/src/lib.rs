@@ -16,6 +16,7 @@
 
 mod browser;
 mod device;
+mod flv;
 mod gateway;
 mod peer;
 mod ports;
@@ -23,8 +24,9 @@ mod upstream;
 
 pub use browser::Browser;
 pub use device::{Counter, Language};
+pub use flv::{Flv, WebSocket, push_rtmp};
 pub use gateway::{Gateway, Options};
-pub use peer::{Child, run, run_ok, shell};
+pub use peer::{Child, newer_ffmpeg, run, run_ok, shell};
 pub use ports::free_port;
 pub use upstream::{Mosquitto, Receiver};
 

@@ -1,10 +1,12 @@
 //! Other programs: started, awaited with a limit, killed when the test ends.
 
 use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use crate::PATIENCE;
+use crate::{PATIENCE, root};
 
 /// A child process that does not outlive the test.
 #[derive(Debug)]
@@ -91,4 +93,26 @@ pub fn run_ok(program: &str, arguments: &[&str]) -> String {
 /// Runs a shell line that must succeed.
 pub fn shell(line: &str) -> String {
     run_ok("sh", &["-ec", line])
+}
+
+/// An ffmpeg that speaks Enhanced RTMP, which Debian's does not: `$SLUICEGATE_FFMPEG`, or the one that PyPI's
+/// imageio-ffmpeg brings, installed once beside the build.
+pub fn newer_ffmpeg() -> PathBuf {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    let find = || {
+        if let Some(named) = std::env::var_os("SLUICEGATE_FFMPEG") {
+            return PathBuf::from(named);
+        }
+        let folder = root().join("target/peers").display().to_string();
+        let python = format!("{folder}/bin/python");
+        if !Path::new(&python).exists() {
+            shell(&format!("python3 -m venv {folder}"));
+        }
+        let ask = ["-c", "import imageio_ffmpeg; print(imageio_ffmpeg.get_ffmpeg_exe())"];
+        if !run(&python, &ask).status.success() {
+            run_ok(&python, &["-m", "pip", "install", "-q", "--disable-pip-version-check", "imageio-ffmpeg==0.8.1"]);
+        }
+        PathBuf::from(run_ok(&python, &ask).trim())
+    };
+    FOUND.get_or_init(find).clone()
 }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use protocols::media::{Container, Mux, Tracks, Unit, mux};
+use protocols::media::{Codec, Container, Mux, Tracks, Unit, mux};
 use tokio::task::yield_now;
 
 use super::gop::{CLOCK_HZ, Keep, Mark};
@@ -55,7 +55,7 @@ pub(super) struct Tally {
 impl Tally {
     fn gone(&mut self, viewer: &Viewer, reason: Closed) {
         *match reason {
-            Closed::Left => &mut self.left,
+            Closed::Left | Closed::Parted => &mut self.left,
             Closed::Stalled => &mut self.stalled,
             Closed::Slow => &mut self.slow,
             Closed::Fault => &mut self.fault,
@@ -184,6 +184,10 @@ impl Rendition {
         let Some(viewer) = self.viewers.get_mut(at) else { return Flushed::Done };
         if pick == Pick::Blocked && !viewer.is_blocked() && !viewer.cursor.behind(&self.log) {
             return Flushed::Done;
+        }
+        // The stream became H.265 in the dialect that this viewer does not know; it gets its own when it comes again.
+        if viewer.hevc != self.container.hevc() && round.tracks.video_codec == Some(Codec::H265) {
+            return Flushed::Gone(Closed::Ended);
         }
         let ticked = if pick == Pick::Sweep { viewer.tick(round.now) } else { Ok(()) };
         if let Err(reason) = ticked.and_then(|()| viewer.hear(round.now)) {

@@ -8,8 +8,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use protocols::media::aac::AudioSpecificConfig;
-use protocols::media::h264::AvcC;
-use protocols::media::{Change, Codec, Container, Kind, StreamName, Track, Tracks, Unit};
+use protocols::media::{Change, Codec, Container, Hevc, Kind, Picture, StreamName, Track, Tracks, Unit};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -190,8 +189,11 @@ impl Source {
     // --- viewers ---
 
     /// Takes a viewer in and writes what there is for it.
-    pub(super) fn join(&mut self, container: Container, viewer: Viewer, patience: Patience) -> Tally {
-        let at = self.rendition(container, &patience);
+    pub(super) fn join(&mut self, container: Container, mut viewer: Viewer, patience: Patience) -> Tally {
+        viewer.hevc = container.hevc();
+        // Without H.265 both dialects are the same bytes, and their viewers share them.
+        let alike = self.told.video_codec.is_some_and(|codec| codec != Codec::H265);
+        let at = self.rendition(if alike { container.with_hevc(Hevc::Enhanced) } else { container }, &patience);
         let round = Round { now: Instant::now(), tracks: &self.key_tracks, patience };
         let tally = self.renditions.get_mut(at).map(|rendition| rendition.join(viewer, &round)).unwrap_or_default();
         self.note(&tally);
@@ -311,9 +313,8 @@ fn codec_name(codec: Codec) -> &'static str {
 
 fn video_info(tracks: &Tracks) -> Option<VideoInfo> {
     let codec = tracks.video_codec?;
-    let config = tracks.video.as_ref().filter(|_| codec == Codec::H264);
-    let picture = config.and_then(|config| AvcC::parse(&config.data).ok()).and_then(|avcc| avcc.picture());
-    let (width, height) = picture.map_or((0, 0), |sps| (sps.width, sps.height));
+    let picture = tracks.video.as_ref().and_then(Picture::of);
+    let (width, height) = picture.map_or((0, 0), |picture| (picture.width, picture.height));
     Some(VideoInfo { codec: codec_name(codec).to_owned(), width, height })
 }
 

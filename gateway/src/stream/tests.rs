@@ -524,3 +524,56 @@ async fn what_follows_a_recoverable_fault_in_the_same_bytes_is_read_at_once() {
     rig.until(|info| info.counters.video_frames == 1).await;
     rig.close().await;
 }
+
+fn hevc(kind: Kind, dts_ms: i64) -> Unit {
+    let mut record = [0; 23];
+    (record[0], record[21]) = (1, 0xff);
+    let data: &[u8] = if kind == Kind::Config { &record } else { &[0, 0, 0, 2, 0x26, 1] };
+    Unit { codec: Codec::H265, ..unit(Track::Video, kind, dts_ms, data) }
+}
+
+#[tokio::test]
+async fn each_viewer_gets_h265_in_its_own_dialect() {
+    let rig = Rig::new(|_| {});
+    let mut push = rig.publish().await;
+    push.send(&[hevc(Kind::Config, 0), hevc(Kind::Key, 0)]);
+    rig.until(|info| info.counters.video_frames == 1).await;
+    for (container, first) in [(Container::Flv, 0x91), (Container::FlvLegacy, 0x1c)] {
+        let mut watcher = rig.watch(container);
+        let body = loop {
+            let mut buffer = [0; 4096];
+            let read = watcher.socket.read(&mut buffer).unwrap();
+            watcher.unread.extend_from_slice(&buffer[..read]);
+            let bodies: Vec<Bytes> =
+                std::iter::from_fn(|| take_tag(&mut watcher.unread).unwrap()).map(|t| t.body).collect();
+            if bodies.len() == 3 {
+                break bodies[2].clone();
+            }
+            assert!(bodies.is_empty(), "the head came in pieces");
+        };
+        assert_eq!(body[0], first, "{container:?}");
+    }
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn viewers_of_both_dialects_share_what_has_no_h265_until_there_is_some() {
+    let rig = Rig::new(|_| {});
+    let mut push = rig.publish().await;
+    push.begin();
+    push.send(&[frame(Kind::Key, 0, 100)]);
+    rig.until(|info| info.counters.video_frames == 1).await;
+    let mut plain = rig.watch(Container::Flv);
+    plain.frames(1);
+    rig.until(|info| info.viewers == 1).await;
+    let alone = rig.core.list()[0].kept_bytes;
+    let mut legacy = rig.watch(Container::FlvLegacy);
+    legacy.frames(1);
+    rig.until(|info| info.viewers == 2).await;
+    assert_eq!(rig.core.list()[0].kept_bytes, alone, "a log of its own");
+    push.send(&[hevc(Kind::Config, 40), hevc(Kind::Key, 40)]);
+    assert_eq!(plain.next_frame().map(|unit| unit.codec), Some(Codec::H265));
+    while legacy.next().is_some() {}
+    rig.until(|info| info.viewers == 1).await;
+    rig.close().await;
+}

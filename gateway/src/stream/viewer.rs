@@ -5,6 +5,7 @@ use std::io::{self, IoSlice};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use protocols::media::Hevc;
 use protocols::{Input, Outbox, Output, Session};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -24,6 +25,8 @@ const SKIPS_SPAN: Duration = Duration::from_secs(60);
 pub(super) enum Closed {
     /// It closed or broke the connection.
     Left,
+    /// It said goodbye and listens for ours.
+    Parted,
     /// It took no byte for too long.
     Stalled,
     /// It skipped too often.
@@ -37,7 +40,7 @@ pub(super) enum Closed {
 impl Closed {
     pub(super) fn as_str(self) -> &'static str {
         match self {
-            Self::Left => "the peer closed the connection",
+            Self::Left | Self::Parted => "the peer closed the connection",
             Self::Stalled => "the peer took no byte for too long",
             Self::Slow => "the peer is too slow for the stream",
             Self::Fault => "the peer broke the protocol",
@@ -64,6 +67,8 @@ pub(super) struct Viewer {
     session: Box<dyn Session>,
     unread: BytesMut,
     frame_max: usize,
+    /// How it wants H.265 said, should there be any.
+    pub(super) hevc: Hevc,
     /// It has its preamble.
     pub(super) greeted: bool,
     blocked_since: Option<Instant>,
@@ -86,6 +91,7 @@ impl Viewer {
             session,
             unread,
             frame_max,
+            hevc: Hevc::default(),
             greeted: false,
             blocked_since: None,
             skips_since: None,
@@ -137,7 +143,7 @@ impl Viewer {
                     let fits = self.cursor.interject(bytes);
                     outcome = if fits { outcome } else { Err(Closed::Stalled) };
                 }
-                Output::Close { .. } => outcome = Err(Closed::Left),
+                Output::Close { .. } => outcome = Err(Closed::Parted),
                 // A viewer has no more to say: what it reports or asks for is not heard.
                 _ => {}
             }

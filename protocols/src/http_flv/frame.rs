@@ -100,11 +100,14 @@ impl Request {
 
     /// Whether the connection stays open after the answer.
     pub fn keeps_alive(&self) -> bool {
-        let says = |word: &str| {
-            let tokens = self.fields.iter().filter(|(name, _)| name == "connection").flat_map(|(_, v)| v.split(','));
-            tokens.into_iter().any(|token| token.trim().eq_ignore_ascii_case(word))
-        };
+        let says = |word| self.has_token("connection", word);
         if self.minor == 0 { says("keep-alive") } else { !says("close") }
+    }
+
+    /// Whether a field that is a list has this word in it.
+    pub fn has_token(&self, name: &str, word: &str) -> bool {
+        let fields = self.fields.iter().filter(|(field, _)| field == name);
+        fields.flat_map(|(_, value)| value.split(',')).any(|token| token.trim().eq_ignore_ascii_case(word))
     }
 
     fn check_body(&self) -> Result<(), RequestError> {

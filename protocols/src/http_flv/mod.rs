@@ -1,7 +1,8 @@
-//! HTTP-FLV: `GET /APP/NAME.flv` gives the stream as one endless body, which players and browsers (mpegts.js) take.
+//! HTTP-FLV: `GET /APP/NAME.flv` gives the stream as one endless body, which players and browsers (mpegts.js) take. The
+//! same address as a WebSocket gives it as binary messages.
 //!
-//! Inside: the row; `frame.rs` (bytes to requests), `session.rs` (the talk). FLV over WebSocket and HLS will be further
-//! answers of the same session. Must not be in here: FLV itself, which is `media`'s.
+//! Inside: the row; `frame.rs` (bytes to requests), `websocket.rs` (its handshake and frames), `session.rs` (the talk).
+//! Must not be in here: FLV itself, which is `media`'s.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use crate::session::{Capture, Endpoint, Limits, OptionsError, Peer, Protocol, Se
 
 pub mod frame;
 mod session;
+pub mod websocket;
 
 /// The row.
 pub static ROW: HttpFlv = HttpFlv;
@@ -37,7 +39,7 @@ impl Protocol for HttpFlv {
     }
 
     fn summary(&self) -> &'static str {
-        "HTTP-FLV: players and browsers watch"
+        "HTTP-FLV and WS-FLV: players and browsers watch"
     }
 
     fn wires(&self) -> &'static [Wire] {
@@ -66,7 +68,7 @@ impl Protocol for HttpFlv {
     }
 
     fn example(&self) -> &'static str {
-        r#"# Players watch http://HOST:8000/APP/NAME.flv?key=KEY. On the port where cameras push RTMP as well:
+        r#"# Players watch http://HOST:8000/APP/NAME.flv?key=KEY, or ws:// the same; &hevc=legacy for old H.265 players. On the port where cameras push RTMP as well:
 # protocol = ["rtmp", "http-flv"], and options.http-flv = { … }.
 [[adapter]]
 name = "watch"
@@ -104,4 +106,6 @@ static CAPTURES: &[Capture] = &[
     capture("ffmpeg_get", include_bytes!("testdata/ffmpeg_get.bin")),
     capture("curl_get_head", include_bytes!("testdata/curl_get_head.bin")),
     capture("chromium_get", include_bytes!("testdata/chromium_get.bin")),
+    capture("chromium_websocket", include_bytes!("testdata/chromium_websocket.bin")),
+    capture("python_websockets_ping_close", include_bytes!("testdata/python_websockets_ping_close.bin")),
 ];

@@ -7,7 +7,8 @@ use std::time::Instant;
 use bytes::{Buf, BytesMut};
 
 use super::frame::{Method, Request, RequestError};
-use crate::media::{Container, StreamName};
+use super::websocket::{self, Frame, UpgradeError};
+use crate::media::{Container, Hevc, StreamName};
 use crate::session::{Claim, Fault, Input, Outbox, Output, Refusal, Session, Ticket};
 
 /// Answers without a stream that one connection may have: nobody needs more, and each is free work for a stranger.
@@ -27,14 +28,33 @@ enum State {
     Waiting {
         ticket: Ticket,
         stream: StreamName,
-        head_only: bool,
-        chunked: bool,
+        wish: Wish,
+        hevc: Hevc,
         keeps_alive: bool,
     },
-    Watching {
+    Watching(Coding),
+    Closed,
+}
+
+/// What is wanted of a stream.
+#[derive(Debug)]
+enum Wish {
+    Head,
+    Body {
         chunked: bool,
     },
-    Closed,
+    /// The value of `Sec-WebSocket-Accept`.
+    WebSocket {
+        accept: String,
+    },
+}
+
+/// How the stream is coded on this connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Coding {
+    Plain,
+    Chunked,
+    WebSocket,
 }
 
 // === impl Session ===
@@ -44,7 +64,7 @@ impl Session for HttpFlvSession {
         match input {
             Input::Stream(buffer) => return self.requests(buffer, out),
             Input::Admission { ticket, outcome } => self.admission(ticket, outcome.map(drop), out),
-            Input::Ended { .. } => self.farewell(out),
+            Input::Ended { reason } => self.farewell(reason, out),
             Input::Datagram(_) | Input::Settled { .. } | Input::Exchange(_) | Input::Command(_) => {}
         }
         Ok(())
@@ -77,11 +97,38 @@ impl HttpFlvSession {
                 Err(error) => return Err(self.refuse_request(&error, out)),
             }
         }
+        if matches!(self.state, State::Watching(Coding::WebSocket)) {
+            return self.messages(buffer, out);
+        }
         if !self.paused() {
             // A viewer has nothing more to say, and after a close nobody listens.
             buffer.clear();
         }
         Ok(())
+    }
+
+    /// What comes from a viewer on a WebSocket.
+    fn messages(&mut self, buffer: &mut BytesMut, out: &mut Outbox) -> Result<(), Fault> {
+        loop {
+            match websocket::take_frame(buffer) {
+                Ok(None) => return Ok(()),
+                Ok(Some(Frame::Data | Frame::Pong)) => {}
+                Ok(Some(Frame::Ping(payload))) => out.send(websocket::pong(&payload)),
+                Ok(Some(Frame::Close(code))) => {
+                    buffer.clear();
+                    out.send(websocket::close(code, ""));
+                    self.state = State::Closed;
+                    out.close("the viewer left");
+                    return Ok(());
+                }
+                Err(error) => {
+                    buffer.clear();
+                    out.send(websocket::close(error.code, error.what));
+                    self.state = State::Closed;
+                    return Err(Fault::fatal(error.to_string()));
+                }
+            }
+        }
     }
 
     fn refuse_request(&mut self, error: &RequestError, out: &mut Outbox) -> Fault {
@@ -107,20 +154,46 @@ impl HttpFlvSession {
             (Method::Get | Method::Head, None) => {
                 self.answer("404 Not Found", "no such path: streams are at /APP/NAME.flv", answer, out);
             }
-            (method, Some(stream)) => {
-                let ticket = Ticket(self.answered);
-                let key = request.parameter("key");
-                out.push(Output::Admit { ticket, claim: Claim::Watch { stream: stream.clone(), key } });
-                let (head_only, chunked) = (method == Method::Head, request.minor == 1);
-                self.state = State::Waiting { ticket, stream, head_only, chunked, keeps_alive: !close };
-            }
+            (Method::Get | Method::Head, Some(stream)) => self.stream(request, stream, answer, out),
         }
     }
 
+    fn stream(&mut self, request: &Request, stream: StreamName, answer: Answer, out: &mut Outbox) {
+        let hevc = request.parameter("hevc");
+        let Some(hevc) = hevc.map_or(Some(Hevc::default()), |word| Hevc::parse(&word)) else {
+            self.answer("400 Bad Request", "hevc is enhanced or legacy", answer, out);
+            return;
+        };
+        let wish = match websocket::upgrade(request) {
+            None if request.method == Method::Head => Wish::Head,
+            None => Wish::Body { chunked: request.minor == 1 },
+            Some(Err(error)) => {
+                let version = error == UpgradeError::Version;
+                let status = if version { "426 Upgrade Required" } else { "400 Bad Request" };
+                self.answer(status, &error.to_string(), Answer { version, ..answer }, out);
+                return;
+            }
+            // A browser asks no leave before it opens a WebSocket to another site: that is for us to see to (10.2).
+            Some(Ok(_)) if !self.may_open(request) => {
+                self.answer("403 Forbidden", "pages of this origin may not play here", answer, out);
+                return;
+            }
+            Some(Ok(accept)) => Wish::WebSocket { accept },
+        };
+        let ticket = Ticket(self.answered);
+        let key = request.parameter("key");
+        out.push(Output::Admit { ticket, claim: Claim::Watch { stream: stream.clone(), key } });
+        self.state = State::Waiting { ticket, stream, wish, hevc, keeps_alive: !answer.close };
+    }
+
+    fn may_open(&self, request: &Request) -> bool {
+        &*self.allow_origin == "*" || request.field("origin").is_none_or(|origin| origin == &*self.allow_origin)
+    }
+
     fn admission(&mut self, answered: Ticket, outcome: Result<(), Refusal>, out: &mut Outbox) {
-        let (stream, head_only, chunked, keeps_alive) = match std::mem::replace(&mut self.state, State::Open) {
-            State::Waiting { ticket, stream, head_only, chunked, keeps_alive } if ticket == answered => {
-                (stream, head_only, chunked, keeps_alive)
+        let (stream, wish, hevc, keeps_alive) = match std::mem::replace(&mut self.state, State::Open) {
+            State::Waiting { ticket, stream, wish, hevc, keeps_alive } if ticket == answered => {
+                (stream, wish, hevc, keeps_alive)
             }
             other => {
                 self.state = other;
@@ -128,34 +201,48 @@ impl HttpFlvSession {
             }
         };
         if let Err(refusal) = outcome {
+            let head_only = matches!(wish, Wish::Head);
             let answer = Answer { head_only, close: !keeps_alive, ..Answer::default() };
             self.answer(status_of(&refusal), &refusal.to_string(), answer, out);
             return;
         }
-        let mut head = self.head("200 OK");
-        head.push_str("Content-Type: video/x-flv\r\n");
-        if head_only {
-            self.answered += 1;
-            out.send(finish(head, !keeps_alive));
-            if !keeps_alive {
-                self.close(out);
+        let flv = "Content-Type: video/x-flv\r\n";
+        let (coding, container) = match wish {
+            Wish::Head => {
+                self.answered += 1;
+                out.send(finish(self.head("200 OK") + flv, !keeps_alive));
+                if !keeps_alive {
+                    self.close(out);
+                }
+                return;
             }
-            return;
-        }
-        if chunked {
-            head.push_str("Transfer-Encoding: chunked\r\n");
-        }
-        out.send(finish(head, true));
-        self.state = State::Watching { chunked };
-        let container = if chunked { Container::FlvChunked } else { Container::Flv };
-        out.push(Output::Watch { stream, container });
+            Wish::Body { chunked: true } => {
+                out.send(finish(self.head("200 OK") + flv + "Transfer-Encoding: chunked\r\n", true));
+                (Coding::Chunked, Container::FlvChunked)
+            }
+            Wish::Body { chunked: false } => {
+                out.send(finish(self.head("200 OK") + flv, true));
+                (Coding::Plain, Container::Flv)
+            }
+            Wish::WebSocket { accept } => {
+                let head = self.head("101 Switching Protocols");
+                out.send(format!(
+                    "{head}Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+                ));
+                (Coding::WebSocket, Container::FlvWebSocket)
+            }
+        };
+        self.state = State::Watching(coding);
+        out.push(Output::Watch { stream, container: container.with_hevc(hevc) });
     }
 
-    fn farewell(&mut self, out: &mut Outbox) {
+    fn farewell(&mut self, reason: &str, out: &mut Outbox) {
         match std::mem::replace(&mut self.state, State::Closed) {
             // The last chunk: the body is whole, nothing was cut off.
-            State::Watching { chunked: true } => out.send(&b"0\r\n\r\n"[..]),
-            State::Waiting { head_only, .. } => {
+            State::Watching(Coding::Chunked) => out.send(&b"0\r\n\r\n"[..]),
+            State::Watching(Coding::WebSocket) => out.send(websocket::close(1001, reason)),
+            State::Waiting { wish, .. } => {
+                let head_only = matches!(wish, Wish::Head);
                 let answer = Answer { head_only, close: true, ..Answer::default() };
                 self.answer("503 Service Unavailable", "the gateway is stopping", answer, out);
             }
@@ -176,6 +263,9 @@ impl HttpFlvSession {
         }
         if answer.allow {
             head.push_str("Allow: GET, HEAD, OPTIONS\r\n");
+        }
+        if answer.version {
+            head.push_str("Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n");
         }
         let mut bytes = finish(head, answer.close);
         if !answer.head_only && !answer.preflight {
@@ -216,6 +306,8 @@ struct Answer {
     close: bool,
     allow: bool,
     preflight: bool,
+    /// The version of WebSocket that would be taken.
+    version: bool,
 }
 
 fn status_of(refusal: &Refusal) -> &'static str {
@@ -323,10 +415,66 @@ mod tests {
         assert_eq!(others, ["close answered"]);
     }
 
+    const OPEN: &str = "GET /live/x.flv HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nOrigin: http://a\r\n\r\n";
+
+    #[test]
+    fn a_web_socket_is_opened_and_closed() {
+        let (sent, others) = talk(OPEN, &yes());
+        assert!(sent.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{sent}");
+        assert!(sent.contains("Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"), "{sent}");
+        assert_eq!(others[1], "watch live/x FlvWebSocket");
+        let (sent, others) = talk(OPEN, &Err(Refusal::NotFound("live/x".into())));
+        assert!(sent.starts_with("HTTP/1.1 404 ") && others.len() == 1, "{sent} {others:?}");
+        let (sent, _) = talk(&OPEN.replace("13", "7"), &yes());
+        assert!(sent.starts_with("HTTP/1.1 426 ") && sent.contains("Sec-WebSocket-Version: 13\r\n"), "{sent}");
+
+        let mut session = HttpFlvSession::new("http://b".into());
+        let mut out = Outbox::default();
+        session.receive(now(), Input::Stream(&mut BytesMut::from(OPEN)), &mut out).unwrap();
+        assert!(matches!(out.pop(), Some(Output::Send(bytes)) if bytes.starts_with(b"HTTP/1.1 403 ")));
+        assert!(out.is_empty());
+    }
+
+    #[test]
+    fn a_viewer_on_a_web_socket_is_answered() {
+        let watching = || {
+            let mut session = HttpFlvSession::new("*".into());
+            session.state = State::Watching(Coding::WebSocket);
+            session
+        };
+        let say = |session: &mut HttpFlvSession, bytes: &[u8]| {
+            let (mut buffer, mut out) = (BytesMut::from(bytes), Outbox::default());
+            let fault = session.receive(now(), Input::Stream(&mut buffer), &mut out).err();
+            let sent = match out.pop() {
+                Some(Output::Send(bytes)) => bytes.to_vec(),
+                other => panic!("{other:?}"),
+            };
+            (sent, matches!(out.pop(), Some(Output::Close { .. })), fault.map(|fault| fault.fatal))
+        };
+        let mut session = watching();
+        assert_eq!(say(&mut session, &[0x89, 0x81, 0, 0, 0, 0, 7]), (vec![0x8a, 1, 7], false, None));
+        let close = say(&mut session, &[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8]);
+        assert_eq!(close, (vec![0x88, 2, 3, 0xe8], true, None));
+        let (sent, closed, fault) = say(&mut watching(), &[0x82, 0x05]);
+        assert_eq!((&sent[2..4], closed, fault), (&1002u16.to_be_bytes()[..], false, Some(true)));
+        let mut out = Outbox::default();
+        watching().receive(now(), Input::Ended { reason: "the stream ended" }, &mut out).unwrap();
+        assert!(matches!(out.pop(), Some(Output::Send(bytes)) if bytes[2..4] == 1001u16.to_be_bytes()));
+    }
+
+    #[test]
+    fn the_dialect_of_h265_is_the_viewers_choice() {
+        let ask = |query: &str| talk(&format!("GET /live/x.flv{query} HTTP/1.0\r\n\r\n"), &yes());
+        assert_eq!(ask("?hevc=legacy").1[1], "watch live/x FlvLegacy");
+        assert_eq!(ask("?hevc=enhanced").1[1], "watch live/x Flv");
+        assert!(ask("?hevc=12").0.starts_with("HTTP/1.1 400 "));
+    }
+
     #[test]
     fn a_chunked_body_gets_its_last_chunk() {
         let mut session = HttpFlvSession::new("*".into());
-        session.state = State::Watching { chunked: true };
+        session.state = State::Watching(Coding::Chunked);
         let mut out = Outbox::default();
         session.receive(now(), Input::Ended { reason: "the source left" }, &mut out).unwrap();
         assert!(matches!(out.pop(), Some(Output::Send(bytes)) if bytes[..] == b"0\r\n\r\n"[..]));

@@ -10,7 +10,7 @@ use super::amf0;
 use super::h264::{self, AvcC};
 use super::metadata::{ON_META_DATA, SET_DATA_FRAME};
 use super::read::{ByteReader, MediaError};
-use super::{Codec, Kind, Track, Unit};
+use super::{Codec, Hevc, Kind, Track, Unit};
 
 /// What a tag (or an RTMP message) carries; the numbers are the types on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,13 +218,14 @@ pub(crate) struct BodyHead {
 }
 
 impl BodyHead {
-    pub(crate) fn of(unit: &Unit) -> Self {
+    pub(crate) fn of(unit: &Unit, hevc: Hevc) -> Self {
         let config = unit.kind == Kind::Config;
         let [_, cts @ ..] = (if config { 0 } else { unit.composition_ms() as i32 }).to_be_bytes();
         let [c0, c1, c2] = cts;
         let frame: u8 = if unit.kind == Kind::Delta { 0x20 } else { 0x10 };
         match unit.codec {
             Codec::H264 => Self::new(&[frame | 7, u8::from(!config), c0, c1, c2]),
+            Codec::H265 if hevc == Hevc::Legacy => Self::new(&[frame | 0x0c, u8::from(!config), c0, c1, c2]),
             Codec::H265 if config => Self::new(&[0x80 | frame, b'h', b'v', b'c', b'1']),
             Codec::H265 => Self::new(&[0x81 | frame, b'h', b'v', b'c', b'1', c0, c1, c2]),
             // AAC always says 44.1 kHz, 16 bit, stereo here; the configuration tells the truth.
@@ -261,12 +262,12 @@ fn mp3_head(frame: &[u8]) -> u8 {
 }
 
 /// Appends a whole tag with the size that follows it. Timestamps wrap at 32 bits, as the format does.
-pub(crate) fn write_tag(unit: &Unit, dts_ms: i64, out: &mut BytesMut) {
-    let head = BodyHead::of(unit);
+pub(crate) fn write_tag(unit: &Unit, hevc: Hevc, out: &mut BytesMut) {
+    let head = BodyHead::of(unit, hevc);
     let len = head.as_slice().len() + unit.data.len();
-    let [time_high, time_low @ ..] = (dts_ms as u32).to_be_bytes();
+    let [time_high, time_low @ ..] = (unit.dts_ms() as u32).to_be_bytes();
     let [_, len_low @ ..] = (len as u32).to_be_bytes();
-    out.reserve(tag_len(unit));
+    out.reserve(tag_len(unit, hevc));
     out.put_u8(TagType::from(unit.track) as u8);
     out.put_slice(&len_low);
     out.put_slice(&time_low);
@@ -277,8 +278,8 @@ pub(crate) fn write_tag(unit: &Unit, dts_ms: i64, out: &mut BytesMut) {
 }
 
 /// Bytes [`write_tag`] appends.
-pub(crate) fn tag_len(unit: &Unit) -> usize {
-    TAG_HEADER_LEN + BodyHead::of(unit).as_slice().len() + unit.data.len() + 4
+pub(crate) fn tag_len(unit: &Unit, hevc: Hevc) -> usize {
+    TAG_HEADER_LEN + BodyHead::of(unit, hevc).as_slice().len() + unit.data.len() + 4
 }
 
 /// One tag of a file.
@@ -354,8 +355,8 @@ mod tests {
                 continue;
             };
             out.clear();
-            write_tag(&unit, unit.dts_ms(), &mut out);
-            assert_eq!(out.len(), tag_len(&unit));
+            write_tag(&unit, Hevc::Enhanced, &mut out);
+            assert_eq!(out.len(), tag_len(&unit, Hevc::Enhanced));
             assert_eq!(tags(&out), [tag]);
             expected.extend_from_slice(&out);
         }
@@ -385,7 +386,7 @@ mod tests {
     fn composition_times_may_be_negative() {
         let unit = video(&[0x27, 1, 0xff, 0xff, 0xd8, 0, 0, 0, 1, 0x41]).unwrap().unwrap();
         assert_eq!((unit.dts_90k, unit.pts_90k, unit.composition_ms()), (90_000, 86_400, -40));
-        assert_eq!(BodyHead::of(&unit).as_slice(), [0x27, 1, 0xff, 0xff, 0xd8]);
+        assert_eq!(BodyHead::of(&unit, Hevc::Enhanced).as_slice(), [0x27, 1, 0xff, 0xff, 0xd8]);
     }
 
     #[test]
@@ -434,7 +435,7 @@ mod tests {
             let unit = Demux::default().unit(TagType::Video, ms, body.clone().into()).unwrap().unwrap();
             prop_assert_eq!(unit.dts_ms(), ms);
             let mut out = BytesMut::new();
-            write_tag(&unit, unit.dts_ms(), &mut out);
+            write_tag(&unit, Hevc::Enhanced, &mut out);
             let tag = take_tag(&mut out).unwrap().unwrap();
             prop_assert_eq!(tag.dts_ms, i64::from(ms as u32));
             prop_assert_eq!(&tag.body[..], &body[..]);

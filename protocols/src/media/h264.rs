@@ -233,7 +233,7 @@ fn has_chroma(profile: u8) -> bool {
 }
 
 /// The bytes of a NAL unit with each 0x000003 back to 0x0000 (7.4.1).
-fn without_emulation_prevention(nal: &[u8]) -> Vec<u8> {
+pub(super) fn without_emulation_prevention(nal: &[u8]) -> Vec<u8> {
     let mut zeros = 0;
     let mut plain = Vec::with_capacity(nal.len());
     for &byte in nal {

@@ -1,12 +1,13 @@
 //! onMetaData (FLV 10.1, annex E.5): what a source says about itself, and what we say where a source says nothing.
 
+use std::borrow::Cow;
+
 use bytes::{Bytes, BytesMut};
 
 use super::aac::AudioSpecificConfig;
 use super::amf0::{Reader, Value};
-use super::h264::AvcC;
 use super::read::MediaError;
-use super::{Codec, Kind, Track, Tracks, Unit};
+use super::{Codec, Hevc, Kind, Picture, Track, Tracks, Unit};
 
 pub const ON_META_DATA: &str = "onMetaData";
 
@@ -58,8 +59,7 @@ impl Metadata {
     /// What the codec configurations alone tell.
     pub fn of(tracks: &Tracks) -> Self {
         let mut metadata = Self::default();
-        let video = tracks.video.as_ref().filter(|unit| unit.codec == Codec::H264);
-        if let Some(picture) = video.and_then(|unit| AvcC::parse(&unit.data).ok()).and_then(|avcc| avcc.picture()) {
+        if let Some(picture) = tracks.video.as_ref().and_then(Picture::of) {
             metadata.width = Some(f64::from(picture.width));
             metadata.height = Some(f64::from(picture.height));
             metadata.fps = picture.fps;
@@ -100,11 +100,47 @@ pub(crate) fn unit_of(tracks: &Tracks) -> Unit {
     Unit { track: Track::Data, codec: Codec::Script, dts_90k: 0, pts_90k: 0, kind: Kind::Config, data }
 }
 
+/// `videocodecid` of H.265: Enhanced RTMP has the FourCC as a number.
+fn hevc_id(hevc: Hevc) -> f64 {
+    match hevc {
+        Hevc::Enhanced => f64::from(u32::from_be_bytes(*b"hvc1")),
+        Hevc::Legacy => 12.0,
+    }
+}
+
+/// Metadata that names H.265 in the other dialect is said anew in this one; everything else stays as it is.
+pub(crate) fn in_dialect(unit: &Unit, hevc: Hevc) -> Cow<'_, Unit> {
+    const KEY: &str = "videocodecid";
+    let other = hevc_id(if hevc == Hevc::Legacy { Hevc::Enhanced } else { Hevc::Legacy });
+    let as_is = Cow::Borrowed(unit);
+    if unit.track != Track::Data || unit.kind != Kind::Config || unit.data.len() > Tracks::CONFIG_MAX {
+        return as_is;
+    }
+    let mut reader = Reader::new(&unit.data);
+    let (Ok(name), Ok(Value::EcmaArray(mut fields) | Value::Object(mut fields))) = (reader.value(), reader.value())
+    else {
+        return as_is;
+    };
+    let mut changed = false;
+    for (_, value) in fields.iter_mut().filter(|(key, _)| key == KEY) {
+        if value.as_number() == Some(other) {
+            *value = Value::Number(hevc_id(hevc));
+            changed = true;
+        }
+    }
+    if !changed {
+        return as_is;
+    }
+    let mut data = BytesMut::with_capacity(unit.data.len());
+    name.write(&mut data);
+    Value::EcmaArray(fields).write(&mut data);
+    Cow::Owned(Unit { data: data.freeze(), ..unit.clone() })
+}
+
 fn flv_codec_id(codec: Codec) -> Option<f64> {
     match codec {
         Codec::H264 => Some(7.0),
-        // Enhanced RTMP: the FourCC as a number.
-        Codec::H265 => Some(f64::from(u32::from_be_bytes(*b"hvc1"))),
+        Codec::H265 => Some(hevc_id(Hevc::Enhanced)),
         Codec::Aac => Some(10.0),
         Codec::G711A => Some(7.0),
         Codec::G711U => Some(8.0),

@@ -1,6 +1,6 @@
 //! What the camera languages share: access units, codecs, and the containers viewers ask for.
 //!
-//! Inside: one file a codec or container, all pure: `h264.rs`, `aac.rs` (what a decoder is told, and what we read off
+//! Inside: one file a codec or container, all pure: `h264.rs`, `h265.rs`, `aac.rs` (what a decoder is told, and what we read off
 //! it), `amf0.rs` and `metadata.rs` (script data), `flv.rs` (tags to units), `mux.rs` (units to what viewers get),
 //! `read.rs` (bounded readers under all of them). Must not be in here: anything one protocol alone needs.
 
@@ -13,6 +13,7 @@ pub mod aac;
 pub mod amf0;
 pub mod flv;
 pub mod h264;
+pub mod h265;
 pub mod metadata;
 pub mod mux;
 mod read;
@@ -110,6 +111,51 @@ pub enum Kind {
     Delta,
 }
 
+/// What a codec configuration says about the picture.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Picture {
+    /// Pixels that are shown, cropping taken off.
+    pub width: u32,
+    pub height: u32,
+    /// Frames a second, where the configuration tells its timing.
+    pub fps: Option<f64>,
+}
+
+impl Picture {
+    /// The picture of a video configuration, if it can be read.
+    pub fn of(config: &Unit) -> Option<Self> {
+        match config.codec {
+            Codec::H264 => {
+                let sps = h264::AvcC::parse(&config.data).ok()?.picture()?;
+                Some(Self { width: sps.width, height: sps.height, fps: sps.fps })
+            }
+            Codec::H265 => h265::HvcC::parse(&config.data).ok()?.picture(),
+            _ => None,
+        }
+    }
+}
+
+/// How H.265 is said in FLV and RTMP, which had no word for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Hevc {
+    /// Enhanced RTMP: FourCC `hvc1`.
+    #[default]
+    Enhanced,
+    /// Codec id 12: the older custom, of players that know no other.
+    Legacy,
+}
+
+impl Hevc {
+    /// As the `hevc` parameter of a URL says it.
+    pub fn parse(word: &str) -> Option<Self> {
+        match word {
+            "enhanced" => Some(Self::Enhanced),
+            "legacy" => Some(Self::Legacy),
+            _ => None,
+        }
+    }
+}
+
 /// How a viewer wants the stream packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Container {
@@ -117,8 +163,39 @@ pub enum Container {
     Flv,
     /// FLV where each piece is one chunk of HTTP/1.1 chunked coding.
     FlvChunked,
+    /// FLV where each piece is one binary message of a WebSocket.
+    FlvWebSocket,
     /// RTMP chunk stream: message stream 1, chunk size [`RTMP_CHUNK_SIZE`].
     Rtmp,
+    /// The same four with H.265 said as [`Hevc::Legacy`]. Without H.265 their bytes are equal.
+    FlvLegacy,
+    FlvChunkedLegacy,
+    FlvWebSocketLegacy,
+    RtmpLegacy,
+}
+
+impl Container {
+    pub fn hevc(self) -> Hevc {
+        match self {
+            Self::Flv | Self::FlvChunked | Self::FlvWebSocket | Self::Rtmp => Hevc::Enhanced,
+            Self::FlvLegacy | Self::FlvChunkedLegacy | Self::FlvWebSocketLegacy | Self::RtmpLegacy => Hevc::Legacy,
+        }
+    }
+
+    /// The same packing with H.265 said like this.
+    #[must_use]
+    pub fn with_hevc(self, hevc: Hevc) -> Self {
+        let (enhanced, legacy) = match self {
+            Self::Flv | Self::FlvLegacy => (Self::Flv, Self::FlvLegacy),
+            Self::FlvChunked | Self::FlvChunkedLegacy => (Self::FlvChunked, Self::FlvChunkedLegacy),
+            Self::FlvWebSocket | Self::FlvWebSocketLegacy => (Self::FlvWebSocket, Self::FlvWebSocketLegacy),
+            Self::Rtmp | Self::RtmpLegacy => (Self::Rtmp, Self::RtmpLegacy),
+        };
+        match hevc {
+            Hevc::Enhanced => enhanced,
+            Hevc::Legacy => legacy,
+        }
+    }
 }
 
 /// The chunk size we announce and use towards RTMP viewers and upstreams, in bytes: large, so that a frame is one chunk

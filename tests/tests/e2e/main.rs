@@ -15,6 +15,7 @@ mod demo;
 mod devices;
 mod docs;
 mod durability;
+mod formats;
 mod hostile;
 mod service;
 mod store;

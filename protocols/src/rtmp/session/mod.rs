@@ -10,7 +10,7 @@ use bytes::{Buf, BytesMut};
 
 use crate::media::amf0::Value;
 use crate::media::mux::MESSAGE_STREAM;
-use crate::media::{Container, RTMP_CHUNK_SIZE, StreamName};
+use crate::media::{Container, Hevc, RTMP_CHUNK_SIZE, StreamName};
 use crate::rtmp::command::{Command, Writer, event, info, user_control};
 use crate::rtmp::frame::{ChunkReader, Message, kind};
 use crate::rtmp::handshake;
@@ -35,6 +35,8 @@ pub(in crate::rtmp) struct RtmpSession {
     app: String,
     /// `?key=` of the app or of tcUrl.
     app_key: Option<String>,
+    /// How H.265 is said to this peer, should it play.
+    hevc: Hevc,
     role: Role,
     tickets: u64,
 }
@@ -108,6 +110,7 @@ impl RtmpSession {
             acknowledged: 0,
             app: String::new(),
             app_key: None,
+            hevc: Hevc::Legacy,
             role: Role::None,
             tickets: 0,
         }
@@ -270,6 +273,9 @@ impl RtmpSession {
             out.close("connect without a usable application");
             return Ok(());
         }
+        if knows_hvc1(&field) {
+            self.hevc = Hevc::Enhanced;
+        }
         let encoding =
             field("objectEncoding").and_then(Value::as_number).map_or(0.0, |n| if n >= 3.0 { 3.0 } else { 0.0 });
         let properties = Value::object([("fmsVer", "FMS/3,0,1,123".into()), ("capabilities", 31.0.into())]);
@@ -302,6 +308,9 @@ impl RtmpSession {
         }
         let (name, query) = split_query(command.text().unwrap_or_default());
         let key = key_of(query).or_else(|| self.app_key.clone());
+        if let Some(hevc) = parameter("hevc", query).and_then(Hevc::parse) {
+            self.hevc = hevc;
+        }
         let Some(stream) = StreamName::parse(&format!("{}/{}", self.app, name.trim_matches('/'))) else {
             let why = "a stream name is 2 to 4 levels of letters, digits, '-', '_' and '.'";
             self.refuse(wish, &Refusal::Invalid(why.to_owned()), out);
@@ -351,7 +360,7 @@ impl RtmpSession {
                 // Viewers are many, and none needs this again.
                 (self.app, self.app_key) = (String::new(), None);
                 self.reader.shrink();
-                out.push(Output::Watch { stream, container: Container::Rtmp });
+                out.push(Output::Watch { stream, container: Container::Rtmp.with_hevc(self.hevc) });
             }
         }
     }
@@ -400,8 +409,22 @@ fn split_query(name: &str) -> (&str, &str) {
 
 /// `key` of a query.
 fn key_of(query: &str) -> Option<String> {
+    parameter("key", query).map(str::to_owned)
+}
+
+fn parameter<'a>(name: &str, query: &'a str) -> Option<&'a str> {
     let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-    pairs.filter(|(name, _)| *name == "key").map(|(_, key)| key.to_owned()).next()
+    pairs.filter(|(n, _)| *n == name).map(|(_, value)| value).next()
+}
+
+/// Whether a `connect` announces Enhanced RTMP's H.265: in the list of version 1 or the map of version 2; `*` is any.
+fn knows_hvc1<'a>(field: &impl Fn(&str) -> Option<&'a Value>) -> bool {
+    const NAMES: [&str; 2] = ["hvc1", "*"];
+    let listed = match field("fourCcList") {
+        Some(Value::StrictArray(names)) => names.iter().filter_map(Value::as_str).any(|name| NAMES.contains(&name)),
+        _ => false,
+    };
+    listed || field("videoFourCcInfoMap").is_some_and(|map| NAMES.iter().any(|name| map.get(name).is_some()))
 }
 
 /// The beginning of a name from the wire, for messages.
