@@ -5,7 +5,7 @@
 //! here: packets, sockets, what a payload means.
 //!
 //! What is promised: a QoS 1 or 2 publication is acknowledged (by the driver) only when everything it put into kept
-//! sessions is on disk. A subscriber that is there but slow makes its publishers wait, at most [`PATIENCE`] once; then it
+//! sessions is on disk. A subscriber that is there but slow makes its publishers wait, at most `PATIENCE` once; then it
 //! counts as stuck, and what does not fit its queue is turned away and counted until it has taken half of it.
 
 mod access;

@@ -34,7 +34,7 @@ const CLOSE_MAX: Duration = Duration::from_secs(1);
 /// What `sluicegate receive` is asked to do.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// The broker: mqtt://HOST[:PORT] or mqtts://HOST[:PORT]
+    /// The broker: mqtt://HOST or mqtts://HOST, with :PORT where it is not 1883 or 8883
     #[arg(long)]
     pub url: String,
     /// The gateway to listen to; `+` for all

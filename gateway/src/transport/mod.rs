@@ -1,4 +1,4 @@
-//! The wires: TCP, TLS, UDP, serial. Written once; every protocol runs on them through [`drive`].
+//! The wires: TCP, TLS, UDP, serial. Written once; every protocol runs on them through `drive.rs`.
 //!
 //! `drive.rs` runs one session over one wire; `tcp.rs`, `udp.rs` and `serial.rs` make wires; `sniff.rs` decides which
 //! protocol a connection speaks. Must not be in here: anything that knows one protocol.
