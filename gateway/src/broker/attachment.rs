@@ -46,7 +46,7 @@ impl Attachment {
             Request::Subscribe { ticket, subscriptions } => {
                 let mut outcomes = Vec::with_capacity(subscriptions.len());
                 for subscription in subscriptions {
-                    outcomes.push(self.subscribe(subscription));
+                    outcomes.push(self.subscribe(subscription).await);
                 }
                 if let Err(refusal) = self.saved().await {
                     outcomes.fill(Err(refusal));
@@ -54,11 +54,14 @@ impl Attachment {
                 Some(Event::Subscribed { ticket, outcomes })
             }
             Request::Unsubscribe { ticket, filters } => {
-                let outcomes = {
+                let outcomes: Vec<bool> = {
                     let mut core = self.shared.lock();
                     let owned = core.owned(self.slot, self.connection).is_some();
                     filters.iter().map(|filter| owned && core.unsubscribe(self.slot, filter)).collect()
                 };
+                for filter in &filters {
+                    self.shared.unlink(self.slot, self.connection, filter).await;
+                }
                 // A subscription that a crash brings back is unsubscribed again by its client.
                 drop(self.saved().await);
                 Some(Event::Unsubscribed { ticket, outcomes })
@@ -140,15 +143,14 @@ impl Attachment {
         }
     }
 
-    fn subscribe(&self, subscription: protocols::exchange::Subscription) -> Result<Qos, Refusal> {
-        let mut core = self.shared.lock();
-        let Some(session) = core.owned(self.slot, self.connection) else { return Err(taken_over()) };
-        let (client, by) = (Arc::clone(&session.client), session.by.clone());
-        if !self.shared.access.may_subscribe(&by, &client, &subscription.filter) {
-            core.stat.forbidden += 1;
-            return Err(Refusal::Forbidden(format!("subscribing to {}", subscription.filter)));
-        }
+    async fn subscribe(&self, subscription: protocols::exchange::Subscription) -> Result<Qos, Refusal> {
         let filter = Arc::clone(&subscription.filter);
+        self.may_subscribe(&filter)?;
+        self.shared.link(self.slot, self.connection, &filter).await?;
+        let mut core = self.shared.lock();
+        if core.owned(self.slot, self.connection).is_none() {
+            return Err(taken_over());
+        }
         let qos = core.subscribe(self.slot, subscription)?;
         if filter.starts_with("$SYS/") {
             let stat = core.stat();
@@ -159,6 +161,17 @@ impl Attachment {
             }
         }
         Ok(qos)
+    }
+
+    fn may_subscribe(&self, filter: &str) -> Result<(), Refusal> {
+        let mut core = self.shared.lock();
+        let Some(session) = core.owned(self.slot, self.connection) else { return Err(taken_over()) };
+        let (client, by) = (Arc::clone(&session.client), session.by.clone());
+        if !self.shared.access.may_subscribe(&by, &client, filter) {
+            core.stat.forbidden += 1;
+            return Err(Refusal::Forbidden(format!("subscribing to {filter}")));
+        }
+        Ok(())
     }
 
     /// The session's description as it now is, on disk.
@@ -179,7 +192,8 @@ impl Attachment {
         if core.owned(self.slot, self.connection).is_none() {
             return Err(taken_over());
         }
-        let routing = Routing { publication, from: Some(self.slot), command: Some(ticket), patient: true };
+        let routing =
+            Routing { publication, from: Some(self.slot), command: Some(ticket), patient: true, waits: false };
         match core.route(routing, Instant::now()) {
             Ok(routed) if routed.own => Ok(()),
             Ok(_) => Err(Refusal::NotFound(publication.topic.to_string())),

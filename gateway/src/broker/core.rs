@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::keep::{Keep, Waiting};
 use super::retained::{self, Retained, Walk, size};
+use super::rumqttd::{Fanout, Flight};
 use super::sessions::{Queued, Session};
 use super::topics::{Slot, Subscriber, Topics};
 use super::{Limits, Stat, WillReport};
@@ -27,6 +28,8 @@ pub(super) struct Core {
     pub retained: Retained,
     pub keep: Keep,
     pub stat: Stat,
+    /// Carries messages in our stead; absent: we do it ourselves.
+    pub fanout: Option<Fanout>,
     /// Bytes waiting for all sessions.
     pub bytes: usize,
     connections: u64,
@@ -68,6 +71,8 @@ pub(super) struct Routing<'a> {
     pub command: Option<Ticket>,
     /// Whether a full subscriber refuses the publication for now; else the message is turned away there.
     pub patient: bool,
+    /// Whether a busy second core refuses it for now; else it goes past that core.
+    pub waits: bool,
 }
 
 // === impl Core ===
@@ -83,6 +88,7 @@ impl Core {
             retained: Retained::new(limits.retained_bytes),
             keep,
             stat: Stat::default(),
+            fanout: None,
             bytes: 0,
             connections: 0,
             wills,
@@ -188,6 +194,10 @@ impl Core {
         if routing.patient && found.iter().any(|subscriber| self.must_wait_for(subscriber, routing)) {
             return Err(NotRouted::Full);
         }
+        let busy = self.fanout.as_ref().is_some_and(|fanout| fanout.is_busy(publication));
+        if busy && routing.waits && !found.is_empty() {
+            return Err(NotRouted::Full);
+        }
         let mut routed = Routed { own: found.iter().any(|s| Some(s.slot) == routing.from), ..Routed::default() };
         if routing.command.is_some() && !routed.own {
             return Ok(routed);
@@ -195,10 +205,16 @@ impl Core {
         if publication.retain {
             self.retain(publication, now).map_err(NotRouted::Refused)?;
         }
-        for copy in found.chunk_by(|a, b| a.slot == b.slot && !a.shared && !b.shared) {
+        let mut flight = self.fanout.as_mut().filter(|_| !found.is_empty()).and_then(|f| f.flight(publication));
+        for copies in found.chunk_by(|a, b| a.slot == b.slot && !a.shared && !b.shared) {
             let mut copy =
-                copy.iter().filter(|s| !(s.no_local && Some(s.slot) == routing.from && routing.command.is_none()));
-            let Some(first) = copy.next() else { continue };
+                copies.iter().filter(|s| !(s.no_local && Some(s.slot) == routing.from && routing.command.is_none()));
+            let Some(first) = copy.next() else {
+                if let (Some(flight), Some(none), Some(fanout)) = (&mut flight, copies.first(), &self.fanout) {
+                    fanout.expect(flight, none.slot, copies.len(), None);
+                }
+                continue;
+            };
             let (mut qos, mut as_published) = (first.qos, first.retain_as_published);
             let mut identifiers: Vec<u32> = first.identifier.into_iter().collect();
             for subscriber in copy {
@@ -212,7 +228,13 @@ impl Core {
             message.retain = publication.retain && as_published;
             let command = routing.command.filter(|_| Some(first.slot) == routing.from);
             let message = Queued { number: 0, publication: message, identifiers, arrived: now, command };
-            routed.stored |= self.enqueue(first.slot, message).map_err(NotRouted::Refused)?;
+            match flight.as_mut().filter(|_| !first.shared) {
+                Some(flight) => self.board(flight, first.slot, copies.len(), message),
+                None => routed.stored |= self.enqueue(first.slot, message).map_err(NotRouted::Refused)?,
+            }
+        }
+        if let Some(flight) = flight {
+            self.launch(flight);
         }
         Ok(routed)
     }
@@ -239,27 +261,34 @@ impl Core {
             || self.bytes + size > self.limits.queues_bytes
     }
 
+    /// Sends a session's message by the second core. A command does not take the way round.
+    fn board(&mut self, flight: &mut Flight, slot: Slot, copies: usize, message: Queued) {
+        if !self.admit(slot, &message) {
+            if let Some(fanout) = &self.fanout {
+                fanout.expect(flight, slot, copies, None);
+            }
+            return;
+        }
+        let now = match &self.fanout {
+            Some(fanout) if message.command.is_some() => {
+                fanout.expect(flight, slot, copies, None);
+                Some(message)
+            }
+            Some(fanout) => fanout.expect(flight, slot, copies, Some(message)),
+            None => Some(message),
+        };
+        if let Some(message) = now {
+            self.put(slot, message);
+        }
+    }
+
     /// Puts a message into a session's queue, or turns it away. True when it was stored on disk.
     fn enqueue(&mut self, slot: Slot, mut message: Queued) -> Result<bool, Refusal> {
-        let size = size(&message.publication);
-        let Some(session) = self.slots.get_mut(slot as usize).and_then(Option::as_deref_mut) else { return Ok(false) };
-        let loose = message.publication.qos == Qos::AtMostOnce;
-        if loose && !session.is_connected() {
+        if !self.admit(slot, &message) {
             return Ok(false);
         }
-        let over = |session: &Session, all: usize, limits: &Limits| {
-            (session.bytes > 0 && session.bytes + size > limits.queue_bytes) || all + size > limits.queues_bytes
-        };
-        while over(session, self.bytes, &self.limits) {
-            let Some(freed) = session.drop_loose() else {
-                session.stuck |= session.connection != 0 && !loose;
-                self.stat.turned_away += 1;
-                return Ok(false);
-            };
-            self.bytes -= freed;
-            self.stat.dropped += 1;
-        }
-        let stored = !loose && session.is_kept();
+        let Some(session) = self.slots.get_mut(slot as usize).and_then(Option::as_deref_mut) else { return Ok(false) };
+        let stored = message.publication.qos > Qos::AtMostOnce && session.is_kept();
         if stored {
             message.number = session.next_number;
             let waiting = Waiting {
@@ -269,16 +298,49 @@ impl Core {
                 packet_id: 0,
                 released: false,
             };
-            self.keep.waiting(&session.client, waiting)?;
+            if let Err(refusal) = self.keep.waiting(&session.client, waiting) {
+                self.bytes -= session.forget_bytes(&message.publication).min(self.bytes);
+                return Err(refusal);
+            }
             session.next_number += 1;
         }
+        self.put(slot, message);
+        Ok(stored)
+    }
+
+    /// Makes room for a message in a session's queue and reserves it; false when it is turned away.
+    fn admit(&mut self, slot: Slot, message: &Queued) -> bool {
+        let size = size(&message.publication);
+        let Some(session) = self.slots.get_mut(slot as usize).and_then(Option::as_deref_mut) else { return false };
+        let loose = message.publication.qos == Qos::AtMostOnce;
+        if loose && !session.is_connected() {
+            return false;
+        }
+        let over = |session: &Session, all: usize, limits: &Limits| {
+            (session.bytes > 0 && session.bytes + size > limits.queue_bytes) || all + size > limits.queues_bytes
+        };
+        while over(session, self.bytes, &self.limits) {
+            let Some(freed) = session.drop_loose() else {
+                session.stuck |= session.connection != 0 && !loose;
+                self.stat.turned_away += 1;
+                return false;
+            };
+            self.bytes -= freed;
+            self.stat.dropped += 1;
+        }
+        session.bytes += size;
+        self.bytes += size;
+        true
+    }
+
+    /// Puts a message that was admitted into the session's queue.
+    pub(super) fn put(&mut self, slot: Slot, mut message: Queued) {
+        let Some(session) = self.session(slot) else { return };
         if !session.queue.is_empty() || !session.is_connected() {
             // It may wait for long: a slice would keep the whole read buffer it came in.
             message.publication.payload = Bytes::copy_from_slice(&message.publication.payload);
         }
-        self.bytes += size;
         session.push(message);
-        Ok(stored)
     }
 
     /// Puts a message of ours into a session's queue; what does not fit is counted.
@@ -398,6 +460,9 @@ impl Core {
     /// A connection is gone. Its will is published now, later, or not at all; its session is kept or ends.
     pub(super) fn leave(&mut self, slot: Slot, publish_will: bool, now: Instant) {
         self.stat.connected -= 1;
+        if let Some(fanout) = &mut self.fanout {
+            fanout.release(slot);
+        }
         let Some(session) = self.session(slot) else { return };
         session.connection = 0;
         session.kicked = None;
@@ -443,7 +508,8 @@ impl Core {
         now: Instant,
     ) {
         self.stat.wills += 1;
-        let routing = Routing { publication: &will.publication, from: None, command: None, patient: false };
+        let routing =
+            Routing { publication: &will.publication, from: None, command: None, patient: false, waits: false };
         if let Err(NotRouted::Refused(refusal)) = self.route(routing, now) {
             tracing::warn!(%refusal, topic = %will.publication.topic, "a will is not stored");
         }

@@ -1,6 +1,6 @@
 //! The exchange behind the MQTT door: who subscribed to what, what is retained, what waits for whom, who may.
 //!
-//! `topics.rs` routes, `sessions.rs` queues, `retained.rs` remembers, `keep.rs` survives, `access.rs` permits; `core.rs`
+//! `topics.rs` routes (`rumqttd.rs` carries, where it is built in and chosen), `sessions.rs` queues, `retained.rs` remembers, `keep.rs` survives, `access.rs` permits; `core.rs`
 //! holds them together under one short lock. The words to and from a session are [`protocols::exchange`]; must not be in
 //! here: packets, sockets, what a payload means.
 //!
@@ -13,6 +13,11 @@ mod attachment;
 mod core;
 mod keep;
 mod retained;
+#[cfg(feature = "rumqttd")]
+mod rumqttd;
+#[cfg(not(feature = "rumqttd"))]
+#[path = "without_rumqttd.rs"]
+mod rumqttd;
 mod sessions;
 mod sys;
 mod topics;
@@ -66,6 +71,8 @@ struct Shared {
     /// Something waits to be made durable.
     flush: Notify,
     started: Instant,
+    /// A second core carries messages.
+    carried: bool,
 }
 
 /// What a will says about devices.
@@ -83,6 +90,15 @@ pub struct Published {
     pub matched: usize,
     /// The change that must be durable before the publication is acknowledged ([`Kept::settled`]); 0: none.
     pub kept: u64,
+}
+
+/// Why the exchange cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    #[error("what the broker kept cannot be read: {0}")]
+    Kept(#[from] BusError),
+    #[error("the broker's routing core cannot start: {error}")]
+    Core { error: std::io::Error },
 }
 
 /// Counters and sizes, for metrics.
@@ -114,6 +130,8 @@ pub struct Stat {
     pub expired: u64,
     pub wills: u64,
     pub will_reports_lost: u64,
+    /// Messages that the second core carried to a session's queue.
+    pub carried: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -135,25 +153,31 @@ impl Broker {
         keyed: Keyed,
         gatekeeper: Arc<Gatekeeper>,
         tasks: &Tasks,
-    ) -> Result<(Self, mpsc::Receiver<WillReport>), BusError> {
+    ) -> Result<(Self, mpsc::Receiver<WillReport>), BrokerError> {
+        let carried = config.core == config::BrokerCore::Rumqttd;
         let limits = Limits {
             sessions: config.sessions_max,
             queue_bytes: config.queue_kib as usize * 1024,
             queues_bytes: config.queues_mib as usize * 1024 * 1024,
             retained_bytes: config.retained_mib as usize * 1024 * 1024,
             subscriptions: config.subscriptions_max,
-            session_expiry: Duration::from_secs(config.session_expiry_max_seconds),
+            // The second core keeps no session.
+            session_expiry: Duration::from_secs(if carried { 0 } else { config.session_expiry_max_seconds }),
         };
         let (wills, will_reports) = mpsc::channel(WILL_REPORTS_MAX);
         let mut core = Core::new(limits, Keep::new(keyed.clone()), wills);
-        restore(&mut core, Instant::now())?;
+        restore(&mut core, !carried, Instant::now())?;
         let shared = Arc::new(Shared {
             core: Mutex::new(core),
             access: Access::new(gatekeeper),
             kept: watch::Sender::new(Kept::default()),
             flush: Notify::new(),
             started: Instant::now(),
+            carried,
         });
+        if carried {
+            rumqttd::start(&shared, tasks).map_err(|error| BrokerError::Core { error })?;
+        }
         tasks.spawn("broker-keep", keep_durable(Arc::clone(&shared), keyed, tasks.clone()));
         tasks.spawn("broker-time", pass_time(Arc::clone(&shared), tasks.clone()));
         Ok((Self { shared }, will_reports))
@@ -261,16 +285,17 @@ impl Shared {
     async fn publish(&self, publication: &Publication, from: Option<Slot>) -> Result<Published, Refusal> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         let mut patient = publication.qos > Qos::AtMostOnce;
+        let mut waits = true;
         loop {
             let room = Arc::clone(&self.lock().room);
             let room = room.notified();
             tokio::pin!(room);
-            if patient {
+            if patient || self.carried && waits {
                 room.as_mut().enable();
             }
             {
                 let mut core = self.lock();
-                let routing = Routing { publication, from, command: None, patient };
+                let routing = Routing { publication, from, command: None, patient, waits };
                 match core.route(routing, Instant::now()) {
                     Ok(routed) => {
                         core.stat.published += 1;
@@ -285,7 +310,9 @@ impl Shared {
                     Err(NotRouted::Full) => {}
                 }
             }
-            patient = tokio::time::timeout_at(deadline, room).await.is_ok();
+            let in_time = tokio::time::timeout_at(deadline, room).await.is_ok();
+            patient &= in_time;
+            waits = in_time;
         }
     }
 
@@ -396,13 +423,16 @@ impl Core {
     }
 }
 
-/// Fills the exchange with what was kept.
-fn restore(core: &mut Core, now: Instant) -> Result<(), BusError> {
+/// Fills the exchange with what was kept; without `sessions`, with what was retained alone.
+fn restore(core: &mut Core, sessions: bool, now: Instant) -> Result<(), BusError> {
     let found = core.keep.load()?;
     for publication in found.retained {
         core.retained.set(&publication, now);
     }
-    for found in found.sessions {
+    if !sessions && !found.sessions.is_empty() {
+        warn!(sessions = found.sessions.len(), "kept sessions stay on the disk: this core resumes none");
+    }
+    for found in found.sessions.into_iter().filter(|_| sessions) {
         let by = Identity { name: Arc::clone(&found.user), reach: protocols::Reach::Only(Arc::from([])) };
         let mut session = Session::new(Arc::clone(&found.client), by);
         session.expiry = core.granted(found.expiry);

@@ -107,8 +107,8 @@ impl Session {
         !self.expiry.is_zero()
     }
 
+    /// Appends a message whose bytes are counted already.
     pub(super) fn push(&mut self, message: Queued) {
-        self.bytes += size(&message.publication);
         self.loose += usize::from(message.publication.qos == Qos::AtMostOnce);
         self.queue.push_back(message);
         self.wake.notify_one();

@@ -107,6 +107,11 @@ pub fn main() -> ExitCode {
 fn start_log(filter: &str, quiet_by_default: bool) {
     let filter = if quiet_by_default && filter == "info" { "warn" } else { filter };
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    // It opens a span for every message: most of its cost, and nothing for an operator in it.
+    let filter = match "rumqttd=off".parse() {
+        Ok(off) => filter.add_directive(off),
+        Err(_) => filter,
+    };
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true);
     if std::env::var_os("JOURNAL_STREAM").is_some() {
         log.without_time().with_ansi(false).init();

@@ -130,7 +130,7 @@ pub struct Broker {
     pub subscriptions_max: usize,
     /// Longest time a session is kept without its client, seconds.
     pub session_expiry_max_seconds: u64,
-    /// Which core routes: `own`, or `rumqttd` (needs the build feature of that name).
+    /// Which core routes: `own`, or `rumqttd` (needs the build feature of that name; keeps no sessions).
     pub core: BrokerCore,
 }
 

@@ -94,8 +94,11 @@ impl Check<'_> {
                 self.problem(key, what);
             }
         }
-        if broker.core == super::BrokerCore::Rumqttd {
-            self.problem("broker.core", "`rumqttd` is not part of this build; `own` is");
+        if broker.core == super::BrokerCore::Rumqttd && !cfg!(feature = "rumqttd") {
+            self.problem(
+                "broker.core",
+                "`rumqttd` needs a build with the feature of that name; this one has `own` alone",
+            );
         }
     }
 

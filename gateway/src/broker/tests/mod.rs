@@ -3,6 +3,8 @@
 mod limits;
 mod messages;
 mod retained;
+#[cfg(feature = "rumqttd")]
+mod rumqttd;
 mod sessions;
 mod wills;
 
