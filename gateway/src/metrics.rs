@@ -83,6 +83,7 @@ figures! {
     BytesIn "bytes_in_total" Counter ["adapter"] "Bytes received from peers";
     BytesOut "bytes_out_total" Counter ["adapter"] "Bytes sent to peers";
     Dropped "dropped_total" Counter ["reason"] "Messages given up before every upstream had them, by reason; each is named by a gap record";
+    LeftOut "left_out_total" Counter ["upstream", "reason"] "Values and messages that an upstream's dialect has no words for, by reason; docs/dialects.md says which";
     Commands "commands_total" Counter ["result"] "Commands to things, by how they ended";
     CommandSeconds "command_duration_seconds" Histogram ["result"] "Time from an order to its outcome";
     LinkUp "link_up" Gauge ["upstream"] "1 while the upstream is connected";
@@ -216,6 +217,11 @@ impl Metrics {
     /// Messages were given up (cap, ttl, corrupt, oversize, disk full).
     pub fn dropped(&self, reason: &str, count: u64) {
         self.add(Figure::Dropped, &[reason], count);
+    }
+
+    /// An upstream's dialect has no words for something. `reason` is one of few words.
+    pub fn left_out(&self, upstream: &str, reason: &str, count: u64) {
+        self.add(Figure::LeftOut, &[upstream, reason], count);
     }
 
     /// A batch of messages was written to disk and made durable.

@@ -17,7 +17,7 @@ use gateway::metrics::Metrics;
 use gateway::receive::{self, Consumer, Content, Delivered};
 use gateway::threads::Tasks;
 use gateway::upstream::link::{Event, Link, Settings};
-use gateway::upstream::{Parts, Status, Things, Upstream};
+use gateway::upstream::{Known, Parts, Status, Things, Upstream};
 use gateway::{clock, config};
 
 /// How long anything may take on a busy machine before it counts as never.
@@ -125,6 +125,10 @@ impl Things for OneMeter {
         let watt = PropertyName { name: "power".into(), kind: "number".into(), unit: "W".into() };
         catalog.add_property(&"energy-meter".into(), 1, watt);
         catalog
+    }
+
+    fn known(&self) -> Vec<Known> {
+        Vec::new()
     }
 
     fn model(&self, thing: &str) -> Arc<str> {

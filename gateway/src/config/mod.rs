@@ -283,6 +283,12 @@ pub enum Dialect {
     Native,
     /// One JSON object a message on `sg/v1/GATEWAY/json/THING/…`.
     Json,
+    /// ThingsBoard's MQTT gateway API. This and the following: `docs/dialects.md`.
+    Thingsboard,
+    /// JetLinks' official protocol.
+    Jetlinks,
+    /// Home Assistant's MQTT discovery.
+    Homeassistant,
 }
 
 /// A stream copied to an RTMP server.

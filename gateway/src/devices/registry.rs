@@ -79,6 +79,10 @@ impl Thing {
         changed
     }
 
+    pub fn is_online(&self) -> bool {
+        self.state().online
+    }
+
     /// Commands go this way from now on; true when the thing had another way (or none) before.
     pub fn set_route(&self, route: &Route) -> bool {
         let mut state = self.state();

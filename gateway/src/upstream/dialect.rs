@@ -1,17 +1,33 @@
 //! How a platform wants it said: the seam between the messages and the topics and payloads they become, and the table of
 //! all dialects. A new dialect is one file beside this one and one row here.
+//!
+//! A dialect is pure: no clock, no state, no connection. What it cannot say it names in [`Said::left_out`]; nothing is
+//! left out in silence.
 
 use device_models::wire::{Catalog, Clock, Hole, WireError};
 use device_models::{Class, Message};
 
+use super::down::{Command, Malformed};
+use super::homeassistant::HomeAssistant;
+use super::jetlinks::JetLinks;
 use super::json::Json;
 use super::native::Native;
+use super::things::Known;
+use super::thingsboard::ThingsBoard;
 use crate::config;
+
+/// Who speaks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scope<'a> {
+    pub gateway: &'a str,
+    /// The destination's name in the configuration.
+    pub upstream: &'a str,
+}
 
 /// Consecutive messages of one class, on their way out.
 #[derive(Debug)]
 pub(super) struct Parcel<'a> {
-    pub gateway: &'a str,
+    pub scope: Scope<'a>,
     pub epoch: u64,
     pub class: Class,
     /// Backlog, not live.
@@ -24,19 +40,91 @@ pub(super) struct Parcel<'a> {
     pub catalog: &'a Catalog,
 }
 
-/// One MQTT publish.
+/// One MQTT publish, QoS 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Publication {
     pub topic: String,
     pub payload: Vec<u8>,
+    pub retain: bool,
+}
+
+/// What a parcel became.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Said {
+    /// In order.
+    pub publications: Vec<Publication>,
+    /// Values or messages that the dialect has no words for: reason and how many, for the counter of what was dropped.
+    pub left_out: Vec<(&'static str, u64)>,
+}
+
+/// The retained topic that tells whether the gateway is there; the broker says `offline` when the connection breaks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Station {
+    pub topic: String,
+    pub online: String,
+    pub offline: String,
+    /// What is said at an orderly end.
+    pub stopped: String,
+}
+
+/// What is known of this run when a [`Station`] is made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Run {
+    pub since_us: i64,
+    pub epoch: u64,
+}
+
+/// What arrived from the platform.
+#[derive(Debug, PartialEq)]
+pub(super) enum Heard {
+    Command {
+        thing: String,
+        command: Result<Command, Malformed>,
+    },
+    /// The platform has started anew: every thing is to be introduced again.
+    Introduce,
+    /// Not for us: an echo, or a notice that asks for nothing.
+    Nothing,
+    /// Nobody can tell what is wanted.
+    Unreadable(String),
 }
 
 pub(super) trait Dialect: Send + Sync + std::fmt::Debug {
-    /// Whether payloads use the catalog's aliases, so that the catalog must be published first.
-    fn aliases(&self) -> bool;
+    /// Its word in the configuration.
+    fn word(&self) -> &'static str;
 
-    /// The publishes that carry the parcel, in order. Pure: no clock, no state.
-    fn encode(&self, parcel: &Parcel<'_>) -> Result<Vec<Publication>, WireError>;
+    /// Whether payloads use the catalog's aliases, so that the catalog must be published first.
+    fn aliases(&self) -> bool {
+        false
+    }
+
+    fn station(&self, scope: Scope<'_>, run: Run) -> Option<Station>;
+
+    /// What to subscribe to.
+    fn filters(&self, scope: Scope<'_>) -> Vec<String>;
+
+    /// Whether all that arrives is for things of this gateway. If not, what names no thing of ours is somebody else's.
+    fn addressed(&self) -> bool {
+        true
+    }
+
+    /// Whether things are introduced: on every connection before anything else, within a second of being new or having
+    /// another model, and when the platform asks.
+    fn introduces(&self) -> bool {
+        false
+    }
+
+    /// The publishes that introduce a thing.
+    fn introduce(&self, scope: Scope<'_>, thing: &Known) -> Said {
+        let _ = (scope, thing);
+        Said::default()
+    }
+
+    /// The publishes that carry the parcel.
+    fn encode(&self, parcel: &Parcel<'_>) -> Result<Said, WireError>;
+
+    /// `stamp`: a number not given before on this gateway, for commands without an id of their own.
+    fn hear(&self, scope: Scope<'_>, topic: &str, payload: &[u8], stamp: i64) -> Heard;
 }
 
 /// Every dialect by its word in the configuration.
@@ -44,5 +132,118 @@ pub(super) fn dialect(word: config::Dialect) -> &'static dyn Dialect {
     match word {
         config::Dialect::Native => &Native,
         config::Dialect::Json => &Json,
+        config::Dialect::Thingsboard => &ThingsBoard,
+        config::Dialect::Jetlinks => &JetLinks,
+        config::Dialect::Homeassistant => &HomeAssistant,
+    }
+}
+
+// === impl Scope ===
+
+impl Scope<'_> {
+    /// A command's id on the bus, without a `/` of our own so that devices get it as it is, for one that came from this upstream: replies to others' commands are told apart by it.
+    pub(super) fn command_id(&self, tag: &str) -> String {
+        format!("{}:{tag}", self.upstream)
+    }
+
+    /// What [`command_id`](Self::command_id) was made of; `None`: somebody else's command.
+    pub(super) fn own<'i>(&self, id: &'i str) -> Option<&'i str> {
+        id.strip_prefix(self.upstream)?.strip_prefix(':')
+    }
+}
+
+// === impl Publication ===
+
+impl Publication {
+    pub(super) fn json(topic: String, payload: &serde_json::Value) -> Self {
+        Self { topic, payload: payload.to_string().into_bytes(), retain: false }
+    }
+
+    pub(super) fn retained(self) -> Self {
+        Self { retain: true, ..self }
+    }
+}
+
+// === impl Said ===
+
+impl Said {
+    /// Counts something that the dialect has no words for.
+    pub(super) fn leave_out(&mut self, reason: &'static str, count: u64) {
+        if count == 0 {
+            return;
+        }
+        match self.left_out.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, known)) => *known += count,
+            None => self.left_out.push((reason, count)),
+        }
+    }
+}
+
+impl From<Vec<Publication>> for Said {
+    fn from(publications: Vec<Publication>) -> Self {
+        Self { publications, left_out: Vec::new() }
+    }
+}
+
+// === ids as topic levels ===
+
+/// A thing's id as one topic level: what a level must not hold goes as `%` and two hex digits.
+pub(super) fn level(id: &str) -> String {
+    let mut text = String::with_capacity(id.len());
+    for c in id.chars() {
+        if matches!(c, '%' | '/' | '+' | '#') || c.is_control() {
+            let mut bytes = [0; 4];
+            for byte in c.encode_utf8(&mut bytes).bytes() {
+                text.push('%');
+                text.extend([byte >> 4, byte & 15].map(|digit| char::from_digit(digit.into(), 16).unwrap_or_default()));
+            }
+        } else {
+            text.push(c);
+        }
+    }
+    text
+}
+
+/// The id behind a topic level; `None` when it is none that [`level`] makes.
+pub(super) fn unlevel(level: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(level.len());
+    let mut rest = level.as_bytes();
+    while let [first, tail @ ..] = rest {
+        rest = tail;
+        if *first != b'%' {
+            bytes.push(*first);
+            continue;
+        }
+        let digits = std::str::from_utf8(rest.get(..2)?).ok()?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        rest = rest.get(2..)?;
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_id_is_one_topic_level_and_comes_back() {
+        for (id, expected) in
+            [("meter-1", "meter-1"), ("gb/34/1", "gb%2f34%2f1"), ("50%", "50%25"), ("设备+#", "设备%2b%23")]
+        {
+            assert_eq!(level(id), expected);
+            assert_eq!(unlevel(expected).as_deref(), Some(id));
+        }
+        for wrong in ["%", "%2", "%zz", "%FF"] {
+            assert_eq!(unlevel(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_reply_belongs_to_the_upstream_that_asked() {
+        let scope = Scope { gateway: "g", upstream: "up" };
+        assert_eq!(scope.own(&scope.command_id("rpc:7")), Some("rpc:7"));
+        for other in ["upper:rpc:7", "7", "other:rpc:7"] {
+            assert_eq!(scope.own(other), None, "{other}");
+        }
     }
 }

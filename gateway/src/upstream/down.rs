@@ -22,9 +22,9 @@ use crate::threads::Tasks;
 /// Commands of one upstream under way at a time.
 const COMMANDS_MAX: usize = 64;
 /// Bytes of one command.
-const COMMAND_BYTES_MAX: usize = 64 << 10;
+pub(super) const COMMAND_BYTES_MAX: usize = 64 << 10;
 /// How long a thing has to answer: if nothing is said, and at most.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 const PATIENCE_MAX_MS: u64 = 600_000;
 
 /// Takes commands and sees them through.
@@ -49,18 +49,20 @@ struct Wanted {
     timeout_ms: Option<u64>,
 }
 
+/// An order to a thing.
 #[derive(Debug, PartialEq)]
-struct Command {
-    id: String,
-    order: Order,
-    patience: Duration,
+pub(super) struct Command {
+    /// What the reply on the bus will carry.
+    pub id: String,
+    pub order: Order,
+    pub patience: Duration,
 }
 
 /// What is wrong with a command, and its id if that much could be read.
 #[derive(Debug, PartialEq, Eq)]
-struct Malformed {
-    id: String,
-    reason: String,
+pub(super) struct Malformed {
+    pub id: String,
+    pub reason: String,
 }
 
 // === impl Down ===
@@ -71,14 +73,14 @@ impl Down {
     }
 
     /// Starts to carry out what arrived for `thing`. Never waits.
-    pub(super) fn take(&self, thing: &str, payload: &[u8]) {
+    pub(super) fn take(&self, thing: &str, command: Result<Command, Malformed>) {
         // The slot is for everything: also a refusal waits for the bus.
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
             self.metrics.command(word(&Err(Failure::Busy)), Duration::ZERO);
             warn!(thing, "command turned away: {COMMANDS_MAX} are under way");
             return;
         };
-        let (down, thing, command) = (self.clone(), thing.to_owned(), parse(payload));
+        let (down, thing) = (self.clone(), thing.to_owned());
         self.tasks.spawn("upstream command", async move {
             let started = Instant::now();
             let outcome = match command {
@@ -110,7 +112,8 @@ impl Down {
     }
 }
 
-fn parse(payload: &[u8]) -> Result<Command, Malformed> {
+/// A command in our own words; see above.
+pub(super) fn parse(payload: &[u8]) -> Result<Command, Malformed> {
     let wrong = |id: &str, reason: String| Malformed { id: id.to_owned(), reason };
     if payload.len() > COMMAND_BYTES_MAX {
         return Err(wrong("", format!("a command has at most {COMMAND_BYTES_MAX} bytes, this has {}", payload.len())));

@@ -7,20 +7,34 @@ use device_models::wire::{WireError, message_json};
 use device_models::{Body, Message};
 use serde_json::{Value, json};
 
-use super::dialect::{Dialect, Parcel, Publication};
+use super::dialect::{Dialect, Heard, Parcel, Publication, Run, Said, Scope, Station};
+use super::own;
 
 #[derive(Debug)]
 pub(super) struct Json;
 
 impl Dialect for Json {
-    fn aliases(&self) -> bool {
-        false
+    fn word(&self) -> &'static str {
+        "json"
     }
 
-    fn encode(&self, parcel: &Parcel<'_>) -> Result<Vec<Publication>, WireError> {
+    fn station(&self, scope: Scope<'_>, run: Run) -> Option<Station> {
+        Some(own::station(scope, run))
+    }
+
+    fn filters(&self, scope: Scope<'_>) -> Vec<String> {
+        own::filters(scope)
+    }
+
+    fn hear(&self, scope: Scope<'_>, topic: &str, payload: &[u8], _stamp: i64) -> Heard {
+        own::hear(scope, topic, payload)
+    }
+
+    fn encode(&self, parcel: &Parcel<'_>) -> Result<Said, WireError> {
         let messages = parcel.messages.iter().map(|(seq, message)| {
             let object = message_json(message);
-            let topic = format!("sg/v1/{}/json/{}/{}", parcel.gateway, topic_levels(&message.thing), kind(message));
+            let topic =
+                format!("sg/v1/{}/json/{}/{}", parcel.scope.gateway, topic_levels(&message.thing), kind(message));
             (*seq, topic, identified(object, parcel, Some(*seq)))
         });
         let holes = parcel.holes.iter().map(|hole| {
@@ -28,14 +42,12 @@ impl Dialect for Json {
             let gap = json!({
                 "class": parcel.class.topic(), "first": hole.first, "last": last, "reason": hole.reason,
             });
-            let topic = format!("sg/v1/{}/json/-/gap", parcel.gateway);
+            let topic = format!("sg/v1/{}/json/-/gap", parcel.scope.gateway);
             (hole.first, topic, identified(json!({ "gap": gap }), parcel, None))
         });
         let mut all: Vec<(u64, String, Value)> = messages.chain(holes).collect();
         all.sort_by_key(|(seq, ..)| *seq);
-        let publication =
-            |(_, topic, object): (u64, String, Value)| Publication { topic, payload: object.to_string().into_bytes() };
-        Ok(all.into_iter().map(publication).collect())
+        Ok(all.into_iter().map(|(_, topic, object)| Publication::json(topic, &object)).collect::<Vec<_>>().into())
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{LastWill, Packet, PubAck, PubAckReason, Publish, SubscribeReasonCode};
+use rumqttc::v5::mqttbytes::v5::{Filter, LastWill, Packet, PubAck, PubAckReason, Publish, SubscribeReasonCode};
 use rumqttc::v5::{AsyncClient, ClientError, EventLoop, MqttOptions};
 use rumqttc::{Outgoing, TlsConfiguration, Transport};
 use tokio::sync::mpsc;
@@ -173,7 +173,9 @@ impl Link {
     }
 
     pub fn subscribe(&self, filter: &str) -> Result<(), LinkError> {
-        self.handed(self.client.try_subscribe(filter, QoS::AtLeastOnce))
+        // Dialects whose replies go out on the topic that the command came in on must not hear themselves.
+        let filter = Filter { nolocal: true, ..Filter::new(filter, QoS::AtLeastOnce) };
+        self.handed(self.client.try_subscribe_many([filter]))
     }
 
     /// Tells the broker that an arrival is done with; [`next`](Self::next) sees it through. Never waits.

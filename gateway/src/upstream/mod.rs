@@ -6,7 +6,8 @@
 //! | `link.rs`, `tls.rs` | the connection to the broker, and what it trusts |
 //! | `sender.rs` | the task: connect, fill the window, hear, try again |
 //! | `queue.rs`, `window.rs` | where a batch ends; what is sent and not yet confirmed |
-//! | `dialect.rs` | the table of dialects, one file each: `native.rs`, `json.rs` |
+//! | `dialect.rs` | the table of dialects, one file each: `native.rs`, `json.rs` (`own.rs`: the topics they share), `thingsboard.rs`, `jetlinks.rs`, `homeassistant.rs` (`entities.rs`: its discovery) |
+//! | `introductions.rs` | which things a platform is to be told of yet |
 //! | `down.rs`, `things.rs` | commands from upstream, and the seam to the things |
 //!
 //! What holds: inside a class messages go in order; a class's cursor moves over a message only after PUBACK of all it was
@@ -17,20 +18,28 @@
 
 mod dialect;
 mod down;
+mod entities;
+#[cfg(test)]
+mod golden;
+mod homeassistant;
+mod introductions;
+mod jetlinks;
 mod json;
 pub mod link;
 mod native;
+mod own;
 mod queue;
 mod sender;
 mod status;
 mod things;
+mod thingsboard;
 pub mod tls;
 mod window;
 
 use std::sync::Arc;
 
 pub use status::Status;
-pub use things::{Things, names};
+pub use things::{Known, Things, names};
 use tokio::sync::watch;
 use tracing::warn;
 

@@ -2,17 +2,34 @@
 
 use device_models::wire::{Meta, WireError, encode_batch};
 
-use super::dialect::{Dialect, Parcel, Publication};
+use super::dialect::{Dialect, Heard, Parcel, Publication, Run, Said, Scope, Station};
+use super::own;
 
 #[derive(Debug)]
 pub(super) struct Native;
 
 impl Dialect for Native {
+    fn word(&self) -> &'static str {
+        "native"
+    }
+
     fn aliases(&self) -> bool {
         true
     }
 
-    fn encode(&self, parcel: &Parcel<'_>) -> Result<Vec<Publication>, WireError> {
+    fn station(&self, scope: Scope<'_>, run: Run) -> Option<Station> {
+        Some(own::station(scope, run))
+    }
+
+    fn filters(&self, scope: Scope<'_>) -> Vec<String> {
+        own::filters(scope)
+    }
+
+    fn hear(&self, scope: Scope<'_>, topic: &str, payload: &[u8], _stamp: i64) -> Heard {
+        own::hear(scope, topic, payload)
+    }
+
+    fn encode(&self, parcel: &Parcel<'_>) -> Result<Said, WireError> {
         let meta = Meta {
             epoch: parcel.epoch,
             class: parcel.class,
@@ -22,6 +39,7 @@ impl Dialect for Native {
         };
         let payload = encode_batch(&meta, parcel.messages, parcel.holes, parcel.catalog)?;
         let way = if parcel.hist { "hist" } else { parcel.class.topic() };
-        Ok(vec![Publication { topic: format!("sg/v1/{}/up/{way}", parcel.gateway), payload }])
+        let topic = format!("sg/v1/{}/up/{way}", parcel.scope.gateway);
+        Ok(vec![Publication { topic, payload, retain: false }].into())
     }
 }

@@ -7,21 +7,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use device_models::Class;
-use device_models::wire::{Catalog, Clock, time_text};
-use serde_json::json;
+use device_models::wire::{Catalog, Clock};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
 
 use super::Parts;
-use super::dialect::{Dialect, Parcel, Publication, dialect};
+use super::dialect::{Dialect, Heard, Parcel, Publication, Run, Said, Scope, Station, dialect};
 use super::down::Down;
+use super::introductions::Introductions;
 use super::link::{Event, Link, LinkError, Place, Settings};
 use super::queue::{Cut, Limits, Now, Queue};
 use super::status::Status;
 use super::things::Things;
 use super::tls::Trust;
-use super::window::{BatchId, Window};
+use super::window::{BatchId, Done, Window};
 use crate::bus::{BusError, Reader};
 use crate::metrics::Metrics;
 use crate::threads::Tasks;
@@ -69,6 +69,9 @@ pub(super) struct Sender {
     /// Made and not yet handed to the link: one batch's worth.
     outbox: VecDeque<(Publication, Option<BatchId>)>,
     names: Names,
+    introductions: Introductions,
+    /// Distinguishes commands that bring no id: the time, but never the same twice.
+    stamp: i64,
     connected_us: i64,
     clock: Clock,
     packet_max: usize,
@@ -101,10 +104,7 @@ impl Sender {
         let status = Status {
             name: config.name.clone(),
             url: config.url.clone(),
-            dialect: match config.dialect {
-                config::Dialect::Native => "native",
-                config::Dialect::Json => "json",
-            },
+            dialect: dialect(config.dialect).word(),
             acked: reader.committed(),
             backlog: reader.backlog(),
             ..Status::default()
@@ -123,6 +123,8 @@ impl Sender {
             window: Window::default(),
             outbox: VecDeque::new(),
             names: Names::none(),
+            introductions: Introductions::default(),
+            stamp: 0,
             connected_us: 0,
             clock: Clock::Unknown,
             packet_max: usize::MAX,
@@ -201,6 +203,7 @@ impl Sender {
         self.window.clear();
         self.outbox.clear();
         self.names = Names::none();
+        self.introductions.reset();
         self.store_rest = None;
         self.useful = false;
         self.progress = now;
@@ -210,14 +213,12 @@ impl Sender {
         self.connected_us = clock::now_us();
         self.packet_max = packet_max.unwrap_or(usize::MAX);
         self.clock = clock_quality();
-        link.subscribe(&format!("sg/v1/{}/down/#", self.gateway))?;
-        let state = json!({
-            "online": true,
-            "since": time_text(self.connected_us),
-            "epoch": format!("{:016x}", self.epoch),
-            "version": env!("CARGO_PKG_VERSION"),
-        });
-        link.publish(self.topic("state"), state.to_string(), true)?;
+        for filter in self.dialect.filters(self.scope()) {
+            link.subscribe(&filter)?;
+        }
+        if let Some(station) = self.station() {
+            link.publish(station.topic, station.online, true)?;
+        }
         self.progress = Instant::now();
         self.metrics.link(&self.config.name, true);
         info!(upstream = self.config.name, url = self.config.url, "connected");
@@ -288,7 +289,8 @@ impl Sender {
         if !self.room(link) {
             return None;
         }
-        self.queues.iter().filter_map(Queue::deadline).min()
+        let introduction = if self.dialect.introduces() { self.introductions.due(&*self.things) } else { None };
+        self.queues.iter().filter_map(Queue::deadline).chain(introduction).min()
     }
 
     /// Hands the link as much as it may have.
@@ -299,8 +301,7 @@ impl Sender {
                 if link.unconfirmed() == 0 {
                     self.progress = Instant::now();
                 }
-                // Only the catalog belongs to no batch, and only it is retained.
-                let sent = link.publish(publication.topic, publication.payload, batch.is_none());
+                let sent = link.publish(publication.topic, publication.payload, publication.retain);
                 let token = sent.map_err(|error| error.to_string())?;
                 if let Some(batch) = batch {
                     self.window.sent(token, batch);
@@ -308,6 +309,9 @@ impl Sender {
             }
             if !self.room(link) || self.store_rest.is_some() {
                 return Ok(());
+            }
+            if self.introduce() {
+                continue;
             }
             if let Err(error) = self.pull().await {
                 warn!(upstream = self.config.name, %error, "cannot read the bus");
@@ -347,7 +351,7 @@ impl Sender {
         let mut parts = VecDeque::from([cut]);
         while let Some(cut) = parts.pop_front() {
             let parcel = Parcel {
-                gateway: &self.gateway,
+                scope: self.scope(),
                 epoch: self.epoch,
                 class,
                 hist: cut.hist,
@@ -357,7 +361,8 @@ impl Sender {
                 holes: &cut.holes,
                 catalog: &self.names.catalog,
             };
-            let publications = self.dialect.encode(&parcel).map_err(|error| format!("cannot encode: {error}"))?;
+            let said = self.dialect.encode(&parcel).map_err(|error| format!("cannot encode: {error}"))?;
+            let Said { publications, left_out } = said;
             let largest = publications.iter().map(size).max().unwrap_or_default();
             if largest > self.packet_max && !cut.messages.is_empty() {
                 if cut.messages.len() == 1 {
@@ -372,12 +377,44 @@ impl Sender {
                 parts.push_front(first);
                 continue;
             }
+            self.count_left_out(&left_out);
             let bytes = publications.iter().map(|publication| publication.payload.len() as u64).sum();
-            let batch =
-                self.window.begin(class, cut.through(), cut.messages.len() as u64, bytes, publications.len().max(1));
+            let batch = self.window.begin(class, cut.through(), cut.messages.len() as u64, bytes, publications.len());
             self.outbox.extend(publications.into_iter().map(|publication| (publication, Some(batch))));
         }
+        // What became no publish at all is done as soon as everything before it is.
+        for class in Class::ALL {
+            if let Some(done) = self.window.settled(class) {
+                self.done(done);
+            }
+        }
         Ok(())
+    }
+
+    /// Puts the next thing's introduction into the outbox, if one is to be made.
+    fn introduce(&mut self) -> bool {
+        if !self.dialect.introduces() {
+            return false;
+        }
+        self.introductions.look(&*self.things, Instant::now());
+        let Some(thing) = self.introductions.next() else { return false };
+        let Said { publications, mut left_out } = self.dialect.introduce(self.scope(), &thing);
+        for publication in publications {
+            if size(&publication) > self.packet_max {
+                left_out.push(("oversize", 1));
+            } else {
+                self.outbox.push_back((publication, None));
+            }
+        }
+        self.count_left_out(&left_out);
+        true
+    }
+
+    fn count_left_out(&self, left_out: &[(&'static str, u64)]) {
+        for (reason, count) in left_out {
+            self.metrics.left_out(&self.config.name, reason, *count);
+            debug!(upstream = self.config.name, reason, count, "left out: the dialect has no words for it");
+        }
     }
 
     /// Sees that the catalog in use has been published on this connection, and takes a newer one now and then.
@@ -393,8 +430,8 @@ impl Sender {
         if self.names.published || self.names.catalog.rev() == 0 {
             return;
         }
-        let topic = self.topic(&format!("model/{}", self.names.catalog.rev()));
-        let catalog = Publication { topic, payload: self.names.catalog.encode() };
+        let topic = format!("sg/v1/{}/model/{}", self.gateway, self.names.catalog.rev());
+        let catalog = Publication { topic, payload: self.names.catalog.encode(), retain: true };
         if size(&catalog) > self.packet_max {
             // Everything goes by name then: larger, but it goes.
             self.names.catalog = Arc::new(Catalog::new(0));
@@ -409,10 +446,7 @@ impl Sender {
             Event::Confirmed(token) => self.confirmed(token),
             Event::Refused { reason, .. } => return Some(End::Lost(format!("the broker refuses a publish: {reason}"))),
             Event::Arrived(arrival) => {
-                let way = format!("sg/v1/{}/down/", self.gateway);
-                if let Some(thing) = arrival.topic.strip_prefix(&way) {
-                    self.down.take(thing, &arrival.payload);
-                }
+                self.arrived(&arrival.topic, &arrival.payload);
                 if let Err(error) = link.acknowledge(arrival) {
                     return Some(End::Lost(error.to_string()));
                 }
@@ -432,10 +466,29 @@ impl Sender {
         None
     }
 
+    fn arrived(&mut self, topic: &str, payload: &[u8]) {
+        self.stamp = clock::now_us().max(self.stamp + 1);
+        match self.dialect.hear(self.scope(), topic, payload, self.stamp) {
+            Heard::Command { thing, .. } if !self.dialect.addressed() && self.things.model(&thing).is_empty() => {}
+            Heard::Command { thing, command } => self.down.take(&thing, command),
+            Heard::Introduce => self.introductions.reset(),
+            Heard::Nothing => {}
+            Heard::Unreadable(reason) => {
+                self.metrics.command("unreadable", Duration::ZERO);
+                warn!(upstream = self.config.name, topic, reason, "nobody can tell what is wanted");
+            }
+        }
+    }
+
     fn confirmed(&mut self, token: u64) {
         self.progress = Instant::now();
         self.useful = true;
-        let Some(done) = self.window.confirmed(token) else { return };
+        if let Some(done) = self.window.confirmed(token) {
+            self.done(done);
+        }
+    }
+
+    fn done(&mut self, done: Done) {
         self.reader.commit(done.class, done.through);
         self.metrics.acked(&self.config.name, done.class, done.through);
         self.metrics.sent(&self.config.name, done.messages, done.bytes);
@@ -448,8 +501,9 @@ impl Sender {
 
     /// Before a stop: hears out what is under way, and says that we go.
     async fn drain(&mut self, link: &mut Link) {
-        let bye = json!({ "online": false, "reason": "stopped" }).to_string();
-        if link.publish(self.topic("state"), bye, true).is_err() {
+        if let Some(station) = self.station()
+            && link.publish(station.topic, station.stopped, true).is_err()
+        {
             return;
         }
         let done = async {
@@ -479,8 +533,12 @@ impl Sender {
         });
     }
 
-    fn topic(&self, way: &str) -> String {
-        format!("sg/v1/{}/{way}", self.gateway)
+    fn scope(&self) -> Scope<'_> {
+        Scope { gateway: &self.gateway, upstream: &self.config.name }
+    }
+
+    fn station(&self) -> Option<Station> {
+        self.dialect.station(self.scope(), Run { since_us: self.connected_us, epoch: self.epoch })
     }
 
     /// Read anew for each connection: a changed password or certificate counts from the next one.
@@ -491,7 +549,6 @@ impl Sender {
             (None, Some(name)) => std::env::var(name).map_err(|error| format!("{name}: {error}"))?,
             (None, None) => String::new(),
         };
-        let gone = json!({ "online": false, "reason": "connection lost" }).to_string();
         Ok(Settings {
             host: self.place.host.clone(),
             port: self.place.port,
@@ -503,7 +560,7 @@ impl Sender {
             clean_start: true,
             session_expiry: Duration::ZERO,
             window: config.inflight_max.clamp(1, 100),
-            will: Some((self.topic("state"), gone.into_bytes())),
+            will: self.station().map(|station| (station.topic, station.offline.into_bytes())),
         })
     }
 }

@@ -9,7 +9,15 @@ use device_models::model::{Kind, Model};
 use device_models::wire::{Catalog, PropertyName};
 use device_models::{Order, Outcome};
 
-use crate::devices::Devices;
+use crate::devices::{CatalogThing, Devices};
+
+/// A thing as it is introduced to a platform.
+#[derive(Debug, Clone)]
+pub struct Known {
+    pub id: Arc<str>,
+    pub model: Arc<Model>,
+    pub online: bool,
+}
 
 /// The seam to the registry of things. Its replies to orders go onto the bus by themselves.
 pub trait Things: Send + Sync {
@@ -18,6 +26,9 @@ pub trait Things: Send + Sync {
 
     /// The present list, under the number [`rev`](Self::rev) gave or a later one.
     fn catalog(&self) -> Catalog;
+
+    /// Every thing, with the same numbering as [`catalog`](Self::catalog).
+    fn known(&self) -> Vec<Known>;
 
     /// The model of a thing, empty if there is no such thing.
     fn model(&self, thing: &str) -> Arc<str>;
@@ -42,6 +53,17 @@ impl Things for Devices {
     fn catalog(&self) -> Catalog {
         let list = Arc::clone(&Self::catalog(self).borrow());
         names(list.rev, list.things.iter().map(|thing| (thing.alias, &thing.id, &*thing.model)))
+    }
+
+    fn known(&self) -> Vec<Known> {
+        let list = Arc::clone(&Self::catalog(self).borrow());
+        let online = |id: &str| self.by_id(id).is_some_and(|thing| thing.is_online());
+        let known = |thing: &CatalogThing| Known {
+            id: Arc::clone(&thing.id),
+            model: Arc::clone(&thing.model),
+            online: online(&thing.id),
+        };
+        list.things.iter().map(known).collect()
     }
 
     fn model(&self, thing: &str) -> Arc<str> {

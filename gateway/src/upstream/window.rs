@@ -41,7 +41,8 @@ pub(super) struct Window {
 // === impl Window ===
 
 impl Window {
-    /// A new batch of `publishes` publishes, at least one.
+    /// A new batch of `publishes` publishes. One without any is done when everything before it is; see
+    /// [`settled`](Self::settled).
     pub(super) fn begin(&mut self, class: Class, through: u64, messages: u64, bytes: u64, publishes: usize) -> BatchId {
         self.next += 1;
         let number = self.next;
@@ -62,6 +63,12 @@ impl Window {
         let sent = self.sent.get_mut(usize::from(class.number()))?;
         let batch = sent.iter_mut().find(|batch| batch.number == number)?;
         batch.open = batch.open.saturating_sub(1);
+        self.settled(class)
+    }
+
+    /// How far a class is done now, if that moved: takes the batches that wait for nothing off its front.
+    pub(super) fn settled(&mut self, class: Class) -> Option<Done> {
+        let sent = self.sent.get_mut(usize::from(class.number()))?;
         let mut done: Option<Done> = None;
         while sent.front().is_some_and(|batch| batch.open == 0) {
             let Some(batch) = sent.pop_front() else { break };
@@ -96,6 +103,19 @@ mod tests {
         assert_eq!(window.confirmed(4), Some(Done { class: Class::Event, through: 5, messages: 1, bytes: 10 }));
         assert_eq!(window.confirmed(2), Some(Done { class: Class::Live, through: 20, messages: 7, bytes: 70 }));
         assert_eq!(window.confirmed(2), None, "confirmed twice");
+    }
+
+    #[test]
+    fn a_batch_that_became_no_publish_is_done_when_those_before_it_are() {
+        let mut window = Window::default();
+        let first = window.begin(Class::Live, 10, 3, 30, 1);
+        window.sent(1, first);
+        window.begin(Class::Live, 20, 4, 0, 0);
+        assert_eq!(window.settled(Class::Live), None, "the first batch is not done");
+        assert_eq!(window.confirmed(1), Some(Done { class: Class::Live, through: 20, messages: 7, bytes: 30 }));
+        window.begin(Class::Live, 30, 2, 0, 0);
+        assert_eq!(window.settled(Class::Live), Some(Done { class: Class::Live, through: 30, messages: 2, bytes: 0 }));
+        assert_eq!(window.settled(Class::Live), None);
     }
 
     #[test]

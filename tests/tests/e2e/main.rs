@@ -13,6 +13,7 @@ mod arm;
 mod check;
 mod demo;
 mod devices;
+mod dialects;
 mod docs;
 mod durability;
 mod formats;

@@ -1,0 +1,34 @@
+//! The topics that are ours: the gateway's state and the way down, `sg/v1/GATEWAY/{state,down/THING}`. Native and JSON
+//! share them.
+
+use device_models::wire::time_text;
+use serde_json::json;
+
+use super::dialect::{Heard, Run, Scope, Station};
+use super::down;
+
+pub(super) fn station(scope: Scope<'_>, run: Run) -> Station {
+    let online = json!({
+        "online": true,
+        "since": time_text(run.since_us),
+        "epoch": format!("{:016x}", run.epoch),
+        "version": env!("CARGO_PKG_VERSION"),
+    });
+    Station {
+        topic: format!("sg/v1/{}/state", scope.gateway),
+        online: online.to_string(),
+        offline: json!({ "online": false, "reason": "connection lost" }).to_string(),
+        stopped: json!({ "online": false, "reason": "stopped" }).to_string(),
+    }
+}
+
+pub(super) fn filters(scope: Scope<'_>) -> Vec<String> {
+    vec![format!("sg/v1/{}/down/#", scope.gateway)]
+}
+
+pub(super) fn hear(scope: Scope<'_>, topic: &str, payload: &[u8]) -> Heard {
+    match topic.strip_prefix(&format!("sg/v1/{}/down/", scope.gateway)) {
+        Some(thing) => Heard::Command { thing: thing.to_owned(), command: down::parse(payload) },
+        None => Heard::Nothing,
+    }
+}

@@ -1,0 +1,254 @@
+//! Platforms' own dialects against a real broker: what arrives there, and commands that come back.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use sluicegate_tests::{Child, Gateway, Mosquitto, Options, PATIENCE, run_ok, wait_for};
+
+/// A `mosquitto_sub`: topic, whether it was kept for us, and payload of everything that arrives.
+struct Ear {
+    lines: mpsc::Receiver<String>,
+    _child: Child,
+}
+
+impl Ear {
+    /// Subscribed when it returns.
+    fn open(port: u16, more: &[&str]) -> Self {
+        let mut command = Command::new("stdbuf");
+        command.args(["-oL", "mosquitto_sub", "-V", "mqttv5", "-p", &port.to_string(), "-q", "1", "-d"]);
+        command.args(["-F", "HEARD %t %r %p"]).args(more).stdout(Stdio::piped()).stdin(Stdio::null());
+        let mut child = Child::start(&mut command);
+        let stdout = child.inner.stdout.take().unwrap();
+        let (sender, lines) = mpsc::sync_channel(100_000);
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let ear = Self { lines, _child: child };
+        ear.line("its subscription", |line| line.starts_with("Subscribed").then_some(()));
+        ear
+    }
+
+    fn line<T>(&self, what: &str, fits: impl Fn(&str) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        let mut last = String::new();
+        while let Ok(line) = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            if let Some(found) = fits(&line) {
+                return found;
+            }
+            last = line;
+        }
+        panic!("waited {PATIENCE:?} for {what}; the last line: {last}");
+    }
+
+    /// The next payload on this topic.
+    fn text(&self, topic: &str) -> String {
+        let start = format!("HEARD {topic} ");
+        self.line(topic, |line| Some(line.strip_prefix(&start)?.get(2..)?.to_owned()))
+    }
+
+    fn json(&self, topic: &str) -> Value {
+        let text = self.text(topic);
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{topic}: {text}: {error}"))
+    }
+
+    /// Waits until this is said on this topic.
+    fn heard(&self, topic: &str, payload: &str) {
+        while self.text(topic) != payload {}
+    }
+
+    /// Waits until a payload on this topic fits.
+    fn until(&self, topic: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            let json = self.json(topic);
+            if fits(&json) {
+                return json;
+            }
+        }
+    }
+}
+
+fn send(port: u16, client: &str, topic: &str, payload: &str) {
+    run_ok("mosquitto_pub", &["-p", &port.to_string(), "-q", "1", "-i", client, "-t", topic, "-m", payload]);
+}
+
+/// A relay as its firmware would be, waiting for commands. What it says goes out by another client, which takes the way to
+/// the device over: after it has spoken, it connects anew for the next command.
+struct Relay {
+    ear: Ear,
+    port: u16,
+}
+
+impl Relay {
+    fn connect(gateway: &Gateway) -> Self {
+        let port = gateway.options.mqtt;
+        let commands = [
+            "-i",
+            "relay-1",
+            "-t",
+            "/relay-switch/relay-1/properties/write",
+            "-t",
+            "/relay-switch/relay-1/function/invoke",
+        ];
+        Self { ear: Ear::open(port, &commands), port }
+    }
+
+    /// Takes the next write and answers it; the properties that were to be set.
+    fn obeys(self) -> Value {
+        let command = self.ear.json("/relay-switch/relay-1/properties/write");
+        let reply = json!({ "messageId": command["messageId"], "success": true, "properties": command["properties"] });
+        says(self.port, "properties/write/reply", &reply);
+        command["properties"].clone()
+    }
+}
+
+fn says(port: u16, way: &str, body: &Value) {
+    send(port, "relay-1-b", &format!("/relay-switch/relay-1/{way}"), &body.to_string());
+}
+
+/// The power is out of its range.
+fn report() -> Value {
+    json!({ "timestamp": 1_763_769_600_123_u64, "properties": { "on": false, "power": -5 } })
+}
+
+const RELAY: &str = "[[device]]\nid = \"relay-1\"\nproduct = \"relay-switch\"\n";
+
+fn start(broker: &Mosquitto, dialect: &str) -> Gateway {
+    Gateway::start(Options::default().with(RELAY).upstream(broker.port, dialect))
+}
+
+#[test]
+fn thingsboard_gets_telemetry_and_calls_a_device() {
+    let broker = Mosquitto::start();
+    let ear = Ear::open(broker.port, &["-t", "v1/#"]);
+    let gateway = start(&broker, "thingsboard");
+    says(gateway.options.mqtt, "properties/report", &report());
+    assert_eq!(ear.json("v1/gateway/connect"), json!({ "device": "relay-1", "type": "relay-switch" }));
+    let telemetry = ear.json("v1/gateway/telemetry");
+    let entry = &telemetry["relay-1"][0];
+    assert_eq!((&entry["ts"], &entry["values"]["on"]), (&json!(1_763_769_600_123_u64), &json!(false)), "{telemetry}");
+    assert_eq!(entry["values"]["_quality"], json!({ "power": "out-of-range" }), "{telemetry}");
+
+    let relay = Relay::connect(&gateway);
+    let call = json!({ "device": "relay-1", "data": { "id": 41, "method": "write", "params": { "on": true } } });
+    send(broker.port, "tb", "v1/gateway/rpc", &call.to_string());
+    assert_eq!(relay.obeys(), json!({ "on": true }));
+    let reply = ear.until("v1/gateway/rpc", |body| body["id"] == 41);
+    assert_eq!((&reply["device"], &reply["data"]["success"]), (&json!("relay-1"), &json!(true)), "{reply}");
+
+    let refused = json!({ "device": "relay-1", "data": { "id": 42, "method": "write", "params": { "power": 3 } } });
+    send(broker.port, "tb", "v1/gateway/rpc", &refused.to_string());
+    let reply = ear.until("v1/gateway/rpc", |body| body["id"] == 42);
+    assert!(reply["data"]["error"].as_str().is_some_and(|error| error.contains("read-only")), "{reply}");
+
+    let relay = Relay::connect(&gateway);
+    let wish = json!({ "device": "relay-1", "data": { "on": false } });
+    send(broker.port, "tb", "v1/gateway/attributes", &wish.to_string());
+    assert_eq!(relay.obeys(), json!({ "on": false }));
+    ear.until("v1/gateway/attributes", |body| body["relay-1"]["lastWrite"]["success"] == true);
+    assert_eq!(ear.json("v1/gateway/disconnect"), json!({ "device": "relay-1" }));
+    gateway.stop();
+}
+
+#[test]
+fn jetlinks_gets_reports_and_commands_a_device() {
+    let broker = Mosquitto::start();
+    let ear = Ear::open(broker.port, &["-t", "/relay-switch/#"]);
+    let gateway = start(&broker, "jetlinks");
+    let port = gateway.options.mqtt;
+    let topic = |way: &str| format!("/relay-switch/relay-1/{way}");
+    says(port, "properties/report", &report());
+    assert_eq!(ear.json(&topic("online"))["deviceId"], "relay-1");
+    let report = ear.json(&topic("properties/report"));
+    let time = json!(1_763_769_600_123_u64);
+    assert_eq!((&report["timestamp"], &report["properties"]["on"]), (&time, &json!(false)), "{report}");
+    assert_eq!(report["propertyStates"], json!({ "power": "out-of-range" }), "{report}");
+
+    let relay = Relay::connect(&gateway);
+    let write = json!({ "messageId": "m-1", "properties": { "on": true } });
+    send(broker.port, "jl", &topic("properties/write"), &write.to_string());
+    assert_eq!(relay.obeys(), json!({ "on": true }));
+    let reply = ear.json(&topic("properties/write/reply"));
+    assert_eq!((&reply["messageId"], &reply["success"]), (&json!("m-1"), &json!(true)), "{reply}");
+
+    let relay = Relay::connect(&gateway);
+    let invoke = json!({ "messageId": "m-2", "functionId": "toggle", "inputs": [] });
+    send(broker.port, "jl", &topic("function/invoke"), &invoke.to_string());
+    let command = relay.ear.json(&topic("function/invoke"));
+    let done = json!({ "messageId": command["messageId"], "success": true, "output": true });
+    says(port, "function/invoke/reply", &done);
+    let reply = ear.json(&topic("function/invoke/reply"));
+    assert_eq!((&reply["messageId"], &reply["output"]), (&json!("m-2"), &json!(true)), "{reply}");
+
+    // Another gateway's device on the same broker is not answered for; ours, which has gone, is.
+    drop(relay);
+    assert_eq!(ear.json(&topic("offline"))["deviceId"], "relay-1");
+    send(broker.port, "jl", "/relay-switch/elsewhere/properties/write", &write.to_string());
+    let unwritable = json!({ "messageId": "m-3", "properties": { "power": 1 } });
+    send(broker.port, "jl", &topic("properties/write"), &unwritable.to_string());
+    let reply = ear.json(&topic("properties/write/reply"));
+    assert_eq!((&reply["messageId"], &reply["code"]), (&json!("m-3"), &json!("PARAMETER_ERROR")), "{reply}");
+    assert_eq!(gateway.metric("sluicegate_commands_total{result=\"refused\"}"), 1.0);
+    gateway.stop();
+}
+
+#[test]
+fn home_assistant_discovers_a_device_and_switches_it() {
+    let broker = Mosquitto::start();
+    let gateway = start(&broker, "homeassistant");
+    let port = gateway.options.mqtt;
+    says(port, "properties/report", &json!({ "properties": { "on": false } }));
+    let relay = Relay::connect(&gateway);
+    // Subscribed late: everything that is needed was kept.
+    let ear = Ear::open(broker.port, &["-t", "homeassistant/#", "-t", "sg/v1/gate-t/ha/#"]);
+    let config = ear.json("homeassistant/switch/gate-t_relay-1/on/config");
+    let (state, command) = (config["state_topic"].as_str().unwrap(), config["command_topic"].as_str().unwrap());
+    Ear::open(broker.port, &["-t", state]).heard(state, "false");
+    ear.heard("sg/v1/gate-t/ha/relay-1/availability", "online");
+    send(broker.port, "ha", command, config["payload_on"].as_str().unwrap());
+    assert_eq!(relay.obeys(), json!({ "on": true }));
+    let reply = ear.json("sg/v1/gate-t/ha/relay-1/reply");
+    assert!(reply["reply"]["error"].is_null(), "{reply}");
+    says(port, "properties/report", &json!({ "properties": { "on": true } }));
+    ear.heard(state, "true");
+
+    // A birth of Home Assistant asks for everything again; a new thing introduces itself.
+    send(broker.port, "ha", "homeassistant/status", "online");
+    ear.json("homeassistant/switch/gate-t_relay-1/on/config");
+    // Somebody new, and somebody whose model names no property: the one is introduced, the other counted.
+    send(port, "g-1", "/generic/g-1/properties/report", r#"{"properties":{"level":1}}"#);
+    let counted = "sluicegate_left_out_total{upstream=\"up\",reason=\"no-entity\"}";
+    wait_for("the count", PATIENCE, || (gateway.metric(counted) >= 1.0).then_some(()));
+    ear.heard("sg/v1/gate-t/ha/g-1/availability", "offline");
+    gateway.stop();
+    ear.heard("sg/v1/gate-t/ha/availability", "offline");
+}
+
+#[test]
+fn a_platforms_backlog_is_kept_while_its_broker_is_away() {
+    let mut broker = Mosquitto::start();
+    let gateway = start(&broker, "thingsboard");
+    broker.pause();
+    let ts = |n: u64| 1_763_769_600_000 + n;
+    for n in 0..20 {
+        let body = json!({ "timestamp": ts(n), "properties": { "n": n } }).to_string();
+        send(gateway.options.mqtt, "b-1", "/generic/b-1/properties/report", &body);
+    }
+    broker.resume();
+    let ear = Ear::open(broker.port, &["-t", "v1/gateway/telemetry"]);
+    let mut heard = Vec::new();
+    while heard.len() < 20 {
+        let telemetry = ear.json("v1/gateway/telemetry");
+        for entry in telemetry["b-1"].as_array().into_iter().flatten() {
+            heard.push((entry["ts"].as_u64().unwrap(), entry["values"]["n"].as_u64().unwrap()));
+        }
+    }
+    assert_eq!(heard, (0..20).map(|n| (ts(n), n)).collect::<Vec<_>>());
+    gateway.stop();
+}
