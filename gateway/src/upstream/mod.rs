@@ -4,7 +4,7 @@
 //! | file | what |
 //! |---|---|
 //! | `link.rs`, `tls.rs` | the connection to the broker, and what it trusts |
-//! | `sender.rs` | the task: connect, fill the window, hear, try again |
+//! | `sender/` | the task: connect, fill the window, hear, try again |
 //! | `queue.rs`, `window.rs` | where a batch ends; what is sent and not yet confirmed |
 //! | `dialect.rs` | the table of dialects, one file each: `native.rs`, `json.rs` (`own.rs`: the topics they share), `thingsboard.rs`, `jetlinks.rs`, `homeassistant.rs` (`entities.rs`: its discovery) |
 //! | `introductions.rs` | which things a platform is to be told of yet |

@@ -7,7 +7,7 @@ use serde::Serialize;
 pub struct Status {
     pub name: String,
     pub url: String,
-    /// `native` or `json`.
+    /// As in the configuration: `native`, `json`, ….
     pub dialect: &'static str,
     pub connected: bool,
     /// When it was connected or lost, microseconds since 1970 UTC; 0: never.

@@ -143,17 +143,12 @@ fn note(scope: Scope<'_>, message: &Message) -> Option<Publication> {
         Body::Reply { id, outcome } => {
             let tag = scope.own(id)?;
             let outcome = outcome_json(outcome);
-            match tag.split_once(':')? {
-                ("rpc", id) => {
-                    let id = id.parse::<i64>().map_or_else(|_| Json::from(id), Json::from);
-                    let body = json!({ "device": thing, "id": id, "data": outcome });
-                    Some(Publication::json(RPC.to_owned(), &body))
-                }
-                _ => {
-                    let body = json!({ thing: { "lastWrite": outcome } });
-                    Some(Publication::json(ATTRIBUTES.to_owned(), &body))
-                }
+            if let ("rpc", id) = tag.split_once(':')? {
+                let id = id.parse::<i64>().map_or_else(|_| Json::from(id), Json::from);
+                let body = json!({ "device": thing, "id": id, "data": outcome });
+                return Some(Publication::json(RPC.to_owned(), &body));
             }
+            Some(Publication::json(ATTRIBUTES.to_owned(), &json!({ thing: { "lastWrite": outcome } })))
         }
         Body::Properties(_) | Body::Event { .. } => None,
     }

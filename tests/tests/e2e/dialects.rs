@@ -194,7 +194,8 @@ fn jetlinks_gets_reports_and_commands_a_device() {
     send(broker.port, "jl", &topic("properties/write"), &unwritable.to_string());
     let reply = ear.json(&topic("properties/write/reply"));
     assert_eq!((&reply["messageId"], &reply["code"]), (&json!("m-3"), &json!("PARAMETER_ERROR")), "{reply}");
-    assert_eq!(gateway.metric("sluicegate_commands_total{result=\"refused\"}"), 1.0);
+    let refused = gateway.metric("sluicegate_commands_total{result=\"refused\"}");
+    assert!((0.5..1.5).contains(&refused), "{refused}");
     gateway.stop();
 }
 
