@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use protocols::media::Hevc;
 use protocols::{Input, Outbox, Output, Session};
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
@@ -71,6 +72,9 @@ pub(super) struct Viewer {
     pub(super) hevc: Hevc,
     /// It has its preamble.
     pub(super) greeted: bool,
+    /// Nothing was written yet. The runtime knows a new socket as writable only after its next poll; the first picture is
+    /// what a viewer waits for and does not wait for that.
+    fresh: bool,
     blocked_since: Option<Instant>,
     skips_since: Option<Instant>,
     skips: u16,
@@ -93,6 +97,7 @@ impl Viewer {
             frame_max,
             hevc: Hevc::default(),
             greeted: false,
+            fresh: true,
             blocked_since: None,
             skips_since: None,
             skips: 0,
@@ -197,6 +202,7 @@ impl Viewer {
 
     /// Writes what the cursor has; adds the bytes written to `bytes`.
     pub(super) fn write(&mut self, log: &Log, now: Instant, stall_max: Duration, bytes: &mut u64) -> Flushed {
+        let direct = self.fresh;
         for _ in 0..WRITES_MAX {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             let filled = self.cursor.fill(log, &mut slices);
@@ -205,11 +211,17 @@ impl Viewer {
                 return Flushed::Done;
             };
             let offered: usize = slices.iter().map(|slice| slice.len()).sum();
-            match self.socket.try_write_vectored(slices) {
+            let outcome = if direct {
+                SockRef::from(&self.socket).send_vectored(slices)
+            } else {
+                self.socket.try_write_vectored(slices)
+            };
+            match outcome {
                 Ok(0) => return Flushed::Gone(Closed::Left),
                 Ok(written) => {
                     self.cursor.advance(log, written);
                     self.moved = true;
+                    self.fresh = false;
                     *bytes += written as u64;
                     self.blocked_since = (written < offered).then_some(now);
                     if written < offered {
