@@ -3,12 +3,14 @@
 //! The driver, not the protocol, enforces frame size, admission time, silence, write time and the size of what waits to
 //! be written. What the session wants done is carried out in `conversation.rs`.
 
-use std::future::pending;
+use std::future::{Future, pending};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use protocols::{Input, Peer, Session};
+use tokio::time::Sleep;
 use tracing::debug;
 
 use super::conversation::{Conversation, Ending};
@@ -81,6 +83,10 @@ enum Woken {
 impl Drive {
     async fn run(&mut self, services: &Services) -> Ending {
         let mut written_at = Instant::now();
+        // Kept from wait to wait: to register with the clock and the stop signal anew for every packet costs more than to
+        // wake once too often.
+        let mut alarm = std::pin::pin!(tokio::time::sleep_until(self.deadline(written_at).into()));
+        let mut stopping = std::pin::pin!(services.tasks.stopping());
         // Bytes that sniffing read already.
         if !self.unread.is_empty() {
             self.talk.receive_stream(&mut self.unread);
@@ -103,7 +109,11 @@ impl Drive {
             if self.talk.unwritten.is_empty() {
                 written_at = Instant::now();
             }
-            match self.wait(services, written_at).await {
+            let deadline = self.deadline(written_at).into();
+            if alarm.is_elapsed() || deadline < alarm.deadline() {
+                alarm.as_mut().reset(deadline);
+            }
+            match self.wait(alarm.as_mut(), stopping.as_mut()).await {
                 Woken::Arrived(Ok(Arrived::Bytes(count))) => {
                     self.heard = Instant::now();
                     self.talk.heard(count);
@@ -137,29 +147,22 @@ impl Drive {
     }
 
     /// Waits for the first of everything that can happen.
-    async fn wait(&mut self, services: &Services, written_at: Instant) -> Woken {
-        let deadline = self.deadline(written_at);
+    async fn wait(&mut self, alarm: Pin<&mut Sleep>, stopping: Pin<&mut impl Future<Output = ()>>) -> Woken {
         let may_read = self.ended.is_none()
             && !self.talk.session.paused()
             && self.unread.len() < self.talk.limits.frame_max
             && self.talk.unwritten.len() < UNWRITTEN_MAX;
         let Self { wire, unread, talk, .. } = self;
         let Conversation { unwritten, unsettled, durable, kept, attachment, commands, .. } = talk;
-        let mut io = std::pin::pin!(async {
-            // One future for both directions: the wire cannot be borrowed twice.
-            tokio::select! {
-                biased;
-                arrived = read_or_write(wire, unread, unwritten, may_read) => arrived,
-            }
-        });
         tokio::select! {
-            woken = &mut io => woken,
+            // One future for both directions: the wire cannot be borrowed twice.
+            woken = read_or_write(wire, unread, unwritten, may_read) => woken,
             _ = durable.changed(), if !unsettled.is_empty() => Woken::Durable,
             _ = kept.changed(), if !unsettled.is_empty() => Woken::Durable,
             event = async { match attachment { Some(a) => a.next().await, None => pending().await } } => Woken::Exchange(event),
             Some(command) = commands.recv() => Woken::Command(command),
-            () = tokio::time::sleep_until(deadline.into()) => Woken::Deadline,
-            () = services.tasks.stopping() => Woken::Stopping,
+            () = alarm => Woken::Deadline,
+            () = stopping => Woken::Stopping,
         }
     }
 
