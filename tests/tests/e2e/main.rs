@@ -18,6 +18,7 @@ mod docs;
 mod durability;
 mod formats;
 mod hostile;
+mod load;
 mod service;
 mod store;
 mod streams;

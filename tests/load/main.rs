@@ -1,0 +1,63 @@
+//! The load client: puts the gateway, its peers and a bare floor under the same load in the same run, and prints what each
+//! of them took. Figures of one run compare with each other; figures of two runs do not.
+//!
+//!     cargo build --release -p gateway --bin sluicegate -p sluicegate-tests --bin load
+//!     target/release/load streams --help
+//!     target/release/load mqtt --help
+//!     target/release/load idle
+//!
+//! CPU is what the kernel accounts to the server's process (`/proc/PID/stat`), memory its `VmRSS`. Everything is on
+//! loopback and on the same cores as the client: the receiver's share of the network stack is charged to the sender.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a program for the terminal, with two threads of its own"
+)]
+
+mod mqtt;
+mod process;
+mod streams;
+mod table;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "load", about = "Puts the gateway and its peers under the same load and prints a table")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// Print JSON instead of a table.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// One camera, many viewers: gateway, nginx-rtmp and the floor.
+    Streams(streams::Plan),
+    /// Many devices at QoS 1, forwarded to a second broker: gateway and a bridging mosquitto.
+    Mqtt(mqtt::Plan),
+    /// Nothing to do, and connections with nothing to say: gateway and mosquitto.
+    Idle(mqtt::IdlePlan),
+    /// The floor itself: a bare epoll loop that writes one shared buffer to HTTP-FLV viewers.
+    Floor(streams::FloorPlan),
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    process::raise_descriptor_limit()?;
+    let table = match arguments.command {
+        Command::Streams(plan) => streams::run(&plan)?,
+        Command::Mqtt(plan) => mqtt::run(&plan)?,
+        Command::Idle(plan) => mqtt::run_idle(&plan)?,
+        Command::Floor(plan) => return streams::floor(&plan),
+    };
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&table.json())?);
+    } else {
+        print!("{table}");
+    }
+    Ok(())
+}

@@ -1,0 +1,48 @@
+//! What a process took so far, read from `/proc`.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// A figure of one moment.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Usage {
+    /// User and system time of all its threads, in ticks of the kernel (usually 10 ms).
+    pub(crate) cpu: Duration,
+    pub(crate) rss_kib: u64,
+    /// Bytes it had written to block devices or would have (`write_bytes`).
+    pub(crate) written: u64,
+}
+
+/// What a process and the kernel on its behalf have used.
+pub(crate) fn usage(pid: i32) -> anyhow::Result<Usage> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("the server is gone")?;
+    // The second field is the name in brackets and may hold anything; count from its end.
+    let (_, rest) = stat.rsplit_once(") ").context("/proc/PID/stat")?;
+    let field = |n: usize| rest.split(' ').nth(n).and_then(|f| f.parse::<u64>().ok()).context("/proc/PID/stat");
+    let ticks = field(11)? + field(12)?;
+    let cpu = Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64);
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let rss_kib = figure(&status, "VmRSS:").context("VmRSS")?;
+    let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+    Ok(Usage { cpu, rss_kib, written: figure(&io, "write_bytes:").unwrap_or(0) })
+}
+
+fn figure(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|l| l.strip_prefix(key))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// As many sockets as the system gives, for the client and for the servers it starts.
+pub(crate) fn raise_descriptor_limit() -> anyhow::Result<()> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).context("RLIMIT_NOFILE")
+}
+
+/// The value below which this part (0 to 1) of them lies. Sorts them.
+pub(crate) fn quantile(values: &mut [f64], part: f64) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let last = values.len().checked_sub(1)?;
+    values.get((last as f64 * part).round() as usize).copied()
+}

@@ -1,0 +1,36 @@
+//! The load client does what it says, with loads too small to measure anything.
+
+use serde_json::Value;
+use sluicegate_tests::run_ok;
+
+fn rows(arguments: &[&str]) -> Vec<Value> {
+    let printed = run_ok(env!("CARGO_BIN_EXE_load"), arguments);
+    let json: Value = serde_json::from_str(&printed).unwrap_or_else(|e| panic!("{e}: {printed}"));
+    assert!(json["measured_on"].as_array().is_some_and(|notes| notes.len() >= 3), "{json}");
+    json["rows"].as_array().expect("rows").clone()
+}
+
+#[test]
+fn viewers_of_every_server_get_the_whole_stream() {
+    let rows = rows(&["--json", "streams", "--viewers", "20", "--seconds", "2", "--windows", "100"]);
+    let servers: Vec<_> = rows.iter().map(|row| row["server"].as_str().unwrap()).collect();
+    assert_eq!(servers, ["nginx-rtmp", "sluicegate", "floor", "sluicegate"]);
+    for row in &rows {
+        assert_eq!(row["lost"], 0.0, "{row}");
+        let rate = row["Mb/s each"].as_f64().unwrap();
+        assert!((0.7..1.5).contains(&rate), "{row}");
+        assert!(row["latency p50 ms"].as_f64().is_some_and(|ms| ms > 0.0), "{row}");
+    }
+}
+
+#[test]
+fn reports_into_every_broker_are_all_acknowledged_and_upstream() {
+    let rows = rows(&["--json", "mqtt", "--publishers", "5", "--seconds", "2", "--rates", "200"]);
+    let brokers: Vec<_> = rows.iter().map(|row| row["broker"].as_str().unwrap()).collect();
+    assert_eq!(brokers, ["mosquitto", "sluicegate"]);
+    for row in &rows {
+        assert_eq!(row["not upstream"], 0.0, "{row}");
+        let rate = row["acknowledged msg/s"].as_f64().unwrap();
+        assert!((100.0..220.0).contains(&rate), "{row}");
+    }
+}
