@@ -28,7 +28,7 @@ const RETRY: Duration = Duration::from_millis(20);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pick {
     All,
-    /// Those the kernel took no more for.
+    /// Those the kernel took no more for, or that have more to get than one visit brings.
     Blocked,
     Phase(usize),
     /// All, and their sessions' clocks.
@@ -182,7 +182,7 @@ impl Rendition {
 
     fn visit_one(&mut self, at: usize, pick: Pick, round: &Round<'_>, tally: &mut Tally) -> Flushed {
         let Some(viewer) = self.viewers.get_mut(at) else { return Flushed::Done };
-        if pick == Pick::Blocked && !viewer.is_blocked() && !viewer.cursor.behind(&self.log) {
+        if pick == Pick::Blocked && !viewer.is_unfinished() {
             return Flushed::Done;
         }
         // The stream became H.265 in the dialect that this viewer does not know; it gets its own when it comes again.

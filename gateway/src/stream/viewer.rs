@@ -76,6 +76,8 @@ pub(super) struct Viewer {
     /// what a viewer waits for and does not wait for that.
     fresh: bool,
     blocked_since: Option<Instant>,
+    /// The kernel would take more than one visit brings.
+    more: bool,
     skips_since: Option<Instant>,
     skips: u16,
     /// It was moved ahead, and took something since it was last: only then is it another skip.
@@ -99,6 +101,7 @@ impl Viewer {
             greeted: false,
             fresh: true,
             blocked_since: None,
+            more: false,
             skips_since: None,
             skips: 0,
             displaced: false,
@@ -118,6 +121,11 @@ impl Viewer {
 
     pub(super) fn is_blocked(&self) -> bool {
         self.blocked_since.is_some()
+    }
+
+    /// It did not get all it could have had at its last visit; the others wait for their turn in the merge window.
+    pub(super) fn is_unfinished(&self) -> bool {
+        self.is_blocked() || self.more
     }
 
     /// The log moved it ahead, or it jumped.
@@ -203,6 +211,7 @@ impl Viewer {
     /// Writes what the cursor has; adds the bytes written to `bytes`.
     pub(super) fn write(&mut self, log: &Log, now: Instant, stall_max: Duration, bytes: &mut u64) -> Flushed {
         let direct = self.fresh;
+        self.more = false;
         for _ in 0..WRITES_MAX {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             let filled = self.cursor.fill(log, &mut slices);
@@ -236,7 +245,8 @@ impl Viewer {
                 Err(_) => return Flushed::Gone(Closed::Left),
             }
         }
-        if self.cursor.behind(log) { Flushed::More } else { Flushed::Done }
+        self.more = self.cursor.behind(log);
+        if self.more { Flushed::More } else { Flushed::Done }
     }
 
     /// Says goodbye as far as the kernel takes it, and closes.
