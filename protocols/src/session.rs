@@ -189,7 +189,7 @@ pub enum Output {
 }
 
 /// What a peer says it may do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Claim {
     /// To be this client. `name` may be empty (then the password or token alone decides).
     Device { name: String, user: Option<String>, secret: Option<Bytes> },
@@ -197,6 +197,27 @@ pub enum Claim {
     Publish { stream: StreamName, key: Option<String> },
     /// To watch this stream.
     Watch { stream: StreamName, key: Option<String> },
+}
+
+/// Shows that there is a secret, never the secret: claims are logged.
+impl fmt::Debug for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hidden = |there: bool| if there { "given" } else { "none" };
+        match self {
+            Self::Device { name, user, secret } => f
+                .debug_struct("Device")
+                .field("name", name)
+                .field("user", user)
+                .field("secret", &hidden(secret.is_some()))
+                .finish(),
+            Self::Publish { stream, key } => {
+                f.debug_struct("Publish").field("stream", stream).field("key", &hidden(key.is_some())).finish()
+            }
+            Self::Watch { stream, key } => {
+                f.debug_struct("Watch").field("stream", stream).field("key", &hidden(key.is_some())).finish()
+            }
+        }
+    }
 }
 
 /// Who a peer was found to be.
@@ -332,5 +353,25 @@ impl Outbox {
 
     pub fn is_empty(&self) -> bool {
         self.outputs.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_shows_no_secret() {
+        let stream = StreamName::parse("live/gate").unwrap();
+        let (secret, key) = (Some(Bytes::from_static(b"sesame")), Some("sesame".to_owned()));
+        let claims = [
+            Claim::Device { name: "meter".to_owned(), user: Some("meter".to_owned()), secret },
+            Claim::Publish { stream: stream.clone(), key: key.clone() },
+            Claim::Watch { stream, key },
+        ];
+        for claim in claims {
+            let shown = format!("{claim:?}");
+            assert!(!shown.contains("sesame") && shown.contains("given"), "{shown}");
+        }
     }
 }

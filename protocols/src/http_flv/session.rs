@@ -340,7 +340,8 @@ mod tests {
             match output {
                 Output::Send(bytes) => sent.push_str(std::str::from_utf8(&bytes).unwrap()),
                 Output::Admit { ticket, claim } => {
-                    others.push(format!("{claim:?}"));
+                    let key = if let Claim::Watch { key, .. } = &claim { key.as_deref() } else { None };
+                    others.push(format!("claim {}", key.unwrap_or("without a key")));
                     let input = Input::Admission { ticket, outcome: outcome.clone() };
                     session.receive(now(), input, &mut out).unwrap();
                     session.receive(now(), Input::Stream(&mut buffer), &mut out).unwrap();
