@@ -142,7 +142,20 @@ fn check(args: &CheckArgs) -> ExitCode {
     }
 }
 
+/// As many descriptors as the system lets us have: the usual soft limit of 1,024 is fewer than the devices of a site.
+fn raise_descriptors() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current < limit.maximum {
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(%error, "cannot raise the limit of open descriptors");
+        }
+    }
+}
+
 async fn run(plan: Plan) -> anyhow::Result<ExitCode> {
+    raise_descriptors();
     let app = App::start(plan).await?;
     let watchdog = watchdog(&app);
     // Not under systemd: nobody to notify.

@@ -85,6 +85,24 @@ fn every_dialect_is_understood() {
 }
 
 #[test]
+fn a_template_of_ones_own_is_understood() {
+    let port = sluicegate_tests::free_port();
+    let adapter = format!(
+        "[[adapter]]\nname = \"own\"\nlisten = \"tcp://127.0.0.1:{port}\"\nprotocol = \"mqtt\"\nallow_anonymous = true\n\
+         auto_register = true\nproduct = \"generic\"\n\
+         options = {{ template = {{ telemetry = \"plant/{{device}}/data\", event = \"plant/{{device}}/alarm/{{event}}\" }} }}\n"
+    );
+    let mut chain = Chain::start(Options::default().with(&adapter));
+    let port = port.to_string();
+    run_ok("mosquitto_pub", &["-p", &port, "-q", "1", "-t", "plant/pump-1/data", "-m", r#"{"pressure":2.5}"#]);
+    assert_eq!(chain.properties("pump-1", "pressure")["properties"]["pressure"], 2.5);
+    run_ok("mosquitto_pub", &["-p", &port, "-q", "1", "-t", "plant/pump-1/alarm/leak", "-m", r#"{"litres":3}"#]);
+    let event = chain.receiver.until("the alarm", PATIENCE, |m| m["thing"] == "pump-1" && m["event"]["name"] == "leak");
+    assert_eq!(event["event"]["data"]["litres"], 3, "{event}");
+    chain.finish();
+}
+
+#[test]
 fn a_device_may_have_a_chinese_topic() {
     let mut chain = Chain::start(Options::default());
     let port = chain.gateway.options.mqtt.to_string();
