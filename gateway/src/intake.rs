@@ -95,12 +95,14 @@ impl Intake {
         } else if let Some(route) = route {
             self.arrive(&thing, route, now).await?;
         }
-        if let Word::Reply { id, outcome } = &report.word {
-            self.devices.answered(&thing.id, id, outcome.clone());
-        }
         let message = normalize(&thing.model, &thing.id, &report, now).map_err(|m| Refusal::Invalid(m.to_string()))?;
         thing.note(&message);
-        self.append(message).await.map(Some)
+        let appended = self.append(message).await?;
+        // Only now: who waits for the answer counts on it being on the bus.
+        if let Word::Reply { id, outcome } = report.word {
+            self.devices.answered(&thing.id, &id, outcome);
+        }
+        Ok(Some(appended))
     }
 
     /// A session speaks for the thing from now on; says so on the bus when the thing was offline.

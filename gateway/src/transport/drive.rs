@@ -227,7 +227,7 @@ impl Drive {
                 Err(error) => debug!(%error, "cannot hand the connection over"),
             },
             Wire::Tls(_) | Wire::Serial(_) | Wire::Datagram { .. } => {
-                services.metrics.fault(&peer.adapter, "streams need plain TCP");
+                services.metrics.connection_refused(&peer.adapter, "streams_need_plain_tcp");
             }
         }
     }

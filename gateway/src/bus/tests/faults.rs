@@ -328,30 +328,3 @@ async fn a_first_start_that_was_cut_off_is_a_first_start_again() {
     assert_eq!(findings, []);
     assert_eq!(append_all(&bus, Class::Live, &[record(1)]).await, [1]);
 }
-
-/// On a real small file system: `mount -t tmpfs -o size=64m none FOLDER`, then
-/// `SLUICEGATE_TEST_SMALL_DISK=FOLDER cargo test -p gateway small_disk -- --ignored`.
-#[tokio::test]
-#[ignore = "needs a file system of its own"]
-async fn a_small_disk_is_filled_and_the_live_path_goes_on() {
-    let folder = std::env::var_os("SLUICEGATE_TEST_SMALL_DISK").expect("a folder on a disk of 64 MiB");
-    let path = PathBuf::from(folder).join("store");
-    for free_min_mib in [0, 16] {
-        let config =
-            crate::config::Store { path: path.clone(), free_min_mib, commit_ms: 0, ..crate::config::Store::default() };
-        let (bus, findings) = crate::bus::Bus::open(&config).unwrap();
-        assert_eq!(findings, []);
-        let mut reader = bus.reader("up").unwrap();
-        let (mut refused, mut last, first) = (0, 0, reader.committed()[2] + 1);
-        for _ in 0..2000 {
-            last = bus.append(Class::Live, &vec![7; 100_000]).await.unwrap();
-            refused += u32::from(bus.settled(Class::Live, last).await.is_err());
-        }
-        let kept = covered(&drain(&mut reader, Class::Live).await, first, last).len();
-        println!("free_min {free_min_mib} MiB: {refused} of 2000 refused, {kept} kept, {:?}", bus.stat());
-        assert_eq!(refused, 0);
-        assert!(kept > 200);
-        reader.commit(Class::Live, last);
-        bus.close().await;
-    }
-}
