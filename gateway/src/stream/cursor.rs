@@ -24,6 +24,9 @@ pub(super) struct Cursor {
     rest: Bytes,
     /// Whole things to be sent between tags.
     pending: VecDeque<Bytes>,
+    /// Tags sent before it was last moved, and the number of the tag it was moved to.
+    tags: u64,
+    tags_from: u64,
 }
 
 impl Cursor {
@@ -32,6 +35,7 @@ impl Cursor {
         let gop = log.gop();
         self.waiting = gop.join().is_none();
         self.offset = gop.join().unwrap_or(gop.head());
+        self.tags_from = gop.number(self.offset);
     }
 
     /// Something to be sent at the next tag boundary; `false` when too much waits there already.
@@ -52,7 +56,7 @@ impl Cursor {
     pub(super) fn settle(&mut self, log: &Log) -> bool {
         let Some(join) = log.gop().join().filter(|join| self.waiting && *join >= self.offset) else { return false };
         let passed = join > self.offset && log.gop().passes_config(self.offset);
-        self.offset = join;
+        self.land(log, join);
         self.waiting = false;
         passed
     }
@@ -69,7 +73,7 @@ impl Cursor {
     /// Nothing more of the log: only the tag in flight and what waits for its end.
     pub(super) fn retire(&mut self, log: &Log) {
         if !self.waiting && self.rest.is_empty() {
-            self.keep_rest(log);
+            self.take_off(log);
         }
         self.waiting = true;
     }
@@ -87,9 +91,9 @@ impl Cursor {
     /// Goes on at the newest key frame, if that is ahead. `Some(true)` when it passes over a configuration.
     pub(super) fn jump(&mut self, log: &Log) -> Option<bool> {
         let key = log.gop().join().filter(|key| !self.waiting && *key > self.offset)?;
-        self.keep_rest(log);
+        self.take_off(log);
         let passed = log.gop().passes_config(self.offset);
-        self.offset = key;
+        self.land(log, key);
         Some(passed)
     }
 
@@ -99,14 +103,31 @@ impl Cursor {
         if self.waiting || self.offset >= tail {
             return None;
         }
-        self.keep_rest(log);
+        self.take_off(log);
         let Some(key) = log.gop().join().filter(|key| *key >= tail) else {
             self.waiting = true;
             return Some(false);
         };
         let passed = log.gop().passes_config(self.offset);
-        self.offset = key;
+        self.land(log, key);
         Some(passed)
+    }
+
+    /// Tags of the log given to be written so far, the one in flight included.
+    pub(super) fn tags(&self, log: &Log) -> u64 {
+        if self.waiting { self.tags } else { self.tags + log.gop().number(self.offset).saturating_sub(self.tags_from) }
+    }
+
+    /// Is about to be moved: finishes the tag in flight for itself.
+    fn take_off(&mut self, log: &Log) {
+        self.keep_rest(log);
+        self.tags = self.tags(log);
+    }
+
+    /// Goes on at `offset`.
+    fn land(&mut self, log: &Log, offset: u64) {
+        self.offset = offset;
+        self.tags_from = log.gop().number(offset);
     }
 
     fn keep_rest(&mut self, log: &Log) {

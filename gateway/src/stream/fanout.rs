@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use protocols::media::{Codec, Container, Mux, Tracks, Unit, mux};
 use tokio::task::yield_now;
 
+use super::audience::{self, ViewerInfo};
 use super::gop::{CLOCK_HZ, Keep, Mark};
 use super::hub::{Hub, SWEEP};
 use super::log::Log;
@@ -45,6 +46,7 @@ pub(super) struct Tally {
     pub slow: u64,
     pub fault: u64,
     pub ended: u64,
+    pub dismissed: u64,
     /// Viewers (not relays) that went, of whatever reason.
     pub viewers_gone: usize,
     /// Some viewer is blocked / has more to get at once.
@@ -60,6 +62,7 @@ impl Tally {
             Closed::Slow => &mut self.slow,
             Closed::Fault => &mut self.fault,
             Closed::Ended => &mut self.ended,
+            Closed::Dismissed => &mut self.dismissed,
         } += 1;
         self.viewers_gone += usize::from(!viewer.is_relay());
     }
@@ -223,6 +226,20 @@ impl Rendition {
             viewer.greeted = true;
         }
         viewer.write(&self.log, round.now, round.patience.stall_max, &mut tally.bytes)
+    }
+
+    /// Closes one viewer; `false` when it is not here.
+    pub(super) fn dismiss(&mut self, id: u64, now: Instant, tally: &mut Tally) -> bool {
+        let Some(at) = self.viewers.iter().position(|viewer| viewer.account.id == id) else { return false };
+        let viewer = self.viewers.swap_remove(at);
+        tally.gone(&viewer, Closed::Dismissed);
+        viewer.close(&self.log, now, Closed::Dismissed);
+        true
+    }
+
+    /// Adds what is known of each viewer.
+    pub(super) fn describe(&self, thread: &str, into: &mut Vec<ViewerInfo>) {
+        into.extend(self.viewers.iter().map(|viewer| audience::describe(viewer, self.container, &self.log, thread)));
     }
 
     /// Everybody goes.

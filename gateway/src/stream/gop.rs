@@ -64,6 +64,8 @@ pub(super) struct Tag {
 #[derive(Debug)]
 pub(super) struct Gop {
     tags: VecDeque<Tag>,
+    /// Tags forgotten so far: the number of the first one kept.
+    forgotten: u64,
     head: u64,
     head_dts: i64,
     key: Option<u64>,
@@ -78,6 +80,7 @@ impl Gop {
     pub(super) fn new(keep: Keep) -> Self {
         Self {
             tags: VecDeque::new(),
+            forgotten: 0,
             head: 0,
             head_dts: 0,
             key: None,
@@ -160,6 +163,11 @@ impl Gop {
         next.checked_sub(1).and_then(|at| self.tags.get(at)).map_or(offset, |tag| tag.offset)
     }
 
+    /// Tags that begin before `offset`, counted from the log's beginning.
+    pub(super) fn number(&self, offset: u64) -> u64 {
+        self.forgotten + self.tags.partition_point(|tag| tag.offset < offset) as u64
+    }
+
     /// How far the tag at (or around) `offset` is behind the newest one, in media clock ticks.
     pub(super) fn lag(&self, offset: u64) -> i64 {
         if offset >= self.head {
@@ -204,6 +212,7 @@ impl Gop {
     pub(super) fn drop_before(&mut self, tail: u64) {
         let gone = self.tags.partition_point(|tag| tag.offset < tail);
         self.tags.drain(..gone);
+        self.forgotten += gone as u64;
         if self.tags.capacity() > 1024 && self.tags.len() < self.tags.capacity() / 4 {
             self.tags.shrink_to(self.tags.len() * 2);
         }
@@ -277,6 +286,7 @@ mod tests {
         assert_eq!(gop.tag_end(100), None);
         assert_eq!(gop.tag_end(149), Some(150));
         assert_eq!(gop.tag_end(150), None);
+        assert_eq!((gop.number(0), gop.number(99), gop.number(100)), (0, 1, 1));
         assert_eq!(gop.lag(99), 3600);
         assert_eq!(gop.lag(150), 0);
     }

@@ -2,6 +2,7 @@
 //! thread: no locks, but for the directory of the core, which is touched when streams come and go and once a second.
 
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,11 +17,12 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
+use super::audience::ViewerInfo;
 use super::camera::Camera;
 use super::fanout::{Pick, Tally};
 use super::info::ThreadInfo;
 use super::source::{Generation, Source};
-use super::viewer::Viewer;
+use super::viewer::{Account, Viewer};
 use super::window::Window;
 use super::{Handover, Order, Rules, Shared, fanout, ingest, relay, sockets};
 use crate::{clock, threads};
@@ -158,12 +160,26 @@ impl Hub {
             }
         };
         debug!(stream = %name, ?container, peer = ?peer.address, "viewer");
-        let mut viewer = Viewer::new(socket, session, unread, limits.frame_max);
+        let mut viewer = Viewer::new(socket, session, unread, limits.frame_max, self.account(peer.address));
         if viewer.carry_out(&mut outbox).and_then(|()| viewer.understand_leftover(Instant::now())).is_err() {
             self.shared.viewers.fetch_sub(1, Ordering::Relaxed);
             return;
         }
         self.join(&source, container, viewer);
+    }
+
+    /// The account of a viewer that comes now.
+    pub(super) fn account(&self, peer: Option<SocketAddr>) -> Account {
+        Account::new(self.shared.viewer_ids.fetch_add(1, Ordering::Relaxed), peer, clock::now_us())
+    }
+
+    fn audience(&self, stream: &StreamName) -> Vec<ViewerInfo> {
+        self.find(stream).map(|source| source.borrow().audience(&self.thread)).unwrap_or_default()
+    }
+
+    fn dismiss(&self, stream: &StreamName, id: u64) -> bool {
+        let tally = self.find(stream).and_then(|source| source.borrow_mut().dismiss(id, Instant::now()));
+        tally.inspect(|tally| self.count(tally)).is_some()
     }
 
     pub(super) fn join(&self, source: &SharedSource, container: Container, viewer: Viewer) {
@@ -321,6 +337,13 @@ pub(super) async fn run(
                 }
                 // The asker may have lost patience.
                 let _unheard = reply.send(source.is_some());
+            }
+            // The askers may have lost patience.
+            Order::Viewers { stream, reply } => {
+                let _unheard = reply.send(hub.audience(&stream));
+            }
+            Order::CloseViewer { stream, id, reply } => {
+                let _unheard = reply.send(hub.dismiss(&stream, id));
             }
             Order::Probe(reply) => {
                 let _unheard = reply.send(());

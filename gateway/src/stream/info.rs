@@ -76,6 +76,8 @@ pub struct StreamCounters {
     pub viewers_slow: u64,
     pub viewers_fault: u64,
     pub viewers_ended: u64,
+    /// Viewers closed on request.
+    pub viewers_dismissed: u64,
     /// Camera reports that found the intake full.
     pub reports_dropped: u64,
 }

@@ -1,12 +1,13 @@
 //! The streaming core: publishers, viewers and relays of live streams, on threads of their own.
 //!
 //! Each stream lives on one pinned thread, from its first publisher until its last grace time: ingest (`ingest.rs`),
-//! what is kept (`recent.rs`, `log.rs`, `gop.rs`), viewers (`cursor.rs`, `viewer.rs`, `fanout.rs`), relays (`relay.rs`)
-//! and the camera as a thing (`camera.rs`). The threads share nothing but the directory in here, which says which stream
+//! what is kept (`recent.rs`, `log.rs`, `gop.rs`), viewers (`cursor.rs`, `viewer.rs`, `fanout.rs`,
+//! `audience.rs`), relays (`relay.rs`) and the camera as a thing (`camera.rs`). The threads share nothing but the directory in here, which says which stream
 //! is where. A connection arrives as a [`Handover`] when its protocol has said what it wants.
 //!
 //! Must not be in here: protocols, admission, listeners.
 
+mod audience;
 mod camera;
 mod cursor;
 mod fanout;
@@ -39,6 +40,7 @@ use protocols::{Limits, Outbox, Output, Peer, Refusal, Session};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, warn};
 
+pub use self::audience::ViewerInfo;
 use self::fanout::Patience;
 use self::gop::Keep;
 pub use self::info::{AudioInfo, Refused, RelayInfo, RelayState, StreamCounters, StreamInfo, ThreadInfo, VideoInfo};
@@ -296,6 +298,8 @@ enum Order {
     Publish { stream: StreamName, handover: Box<Handover> },
     Watch { stream: StreamName, container: Container, handover: Box<Handover> },
     Close { stream: StreamName, reply: oneshot::Sender<bool> },
+    Viewers { stream: StreamName, reply: oneshot::Sender<Vec<ViewerInfo>> },
+    CloseViewer { stream: StreamName, id: u64, reply: oneshot::Sender<bool> },
     Probe(oneshot::Sender<()>),
     Stop(oneshot::Sender<()>),
 }
@@ -366,6 +370,7 @@ struct Shared {
     threads: Mutex<Vec<ThreadInfo>>,
     changes: watch::Sender<()>,
     viewers: AtomicUsize,
+    viewer_ids: AtomicU64,
     refused: RefusedCounts,
 }
 
@@ -377,6 +382,7 @@ impl Shared {
             threads: Mutex::new(vec![ThreadInfo::default(); threads]),
             changes: watch::channel(()).0,
             viewers: AtomicUsize::new(0),
+            viewer_ids: AtomicU64::new(1),
             refused: RefusedCounts::default(),
         }
     }

@@ -130,7 +130,8 @@ impl Relay {
         let fault = Arc::new(OnceLock::new());
         let session = Upstream { publisher, fault: fault.clone() };
         let (closed, ends) = oneshot::channel();
-        let viewer = Viewer::new(socket, Box::new(session), unread, ANSWER_MAX).for_relay(closed);
+        let account = self.hub.account(socket.peer_addr().ok());
+        let viewer = Viewer::new(socket, Box::new(session), unread, ANSWER_MAX, account).for_relay(closed);
         self.info.borrow_mut().connections += 1;
         self.say(RelayState::Sending, None);
         info!(stream = %self.source.borrow().name, url = self.info.borrow().url, "relay is sending");

@@ -12,6 +12,7 @@ use protocols::media::{Change, Codec, Container, Hevc, Kind, Picture, StreamName
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::audience::ViewerInfo;
 use super::camera::Camera;
 use super::fanout::{PHASES, Patience, Pick, Place, Rendition, Round, Tally, visit};
 use super::figures::Figures;
@@ -241,6 +242,22 @@ impl Source {
         counters.viewers_slow += tally.slow;
         counters.viewers_fault += tally.fault;
         counters.viewers_ended += tally.ended;
+        counters.viewers_dismissed += tally.dismissed;
+    }
+
+    /// Closes one viewer; `None` when it is not of this stream.
+    pub(super) fn dismiss(&mut self, id: u64, now: Instant) -> Option<Tally> {
+        let mut tally = Tally::default();
+        let found = self.renditions.iter_mut().any(|rendition| rendition.dismiss(id, now, &mut tally));
+        self.note(&tally);
+        found.then_some(tally)
+    }
+
+    /// Each viewer and relay.
+    pub(super) fn audience(&self, thread: &str) -> Vec<ViewerInfo> {
+        let mut all = Vec::new();
+        self.renditions.iter().for_each(|rendition| rendition.describe(thread, &mut all));
+        all
     }
 
     /// All viewers go, and the relays.

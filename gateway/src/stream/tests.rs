@@ -441,6 +441,33 @@ async fn a_slow_viewer_goes_on_at_a_key_frame() {
 }
 
 #[tokio::test]
+async fn viewers_are_listed_with_what_they_got_and_closed_by_number() {
+    let rig = Rig::new(|_| {});
+    let mut push = rig.publish().await;
+    push.begin();
+    push.send(&[frame(Kind::Key, 0, 1000), frame(Kind::Delta, 40, 500)]);
+    rig.until(|info| info.counters.video_frames == 2).await;
+    let mut first = rig.watch(Container::Flv);
+    let mut second = rig.watch(Container::Rtmp);
+    assert_eq!(first.frames(2).len(), 2);
+    let listed = rig.core.viewers(&Rig::name()).await;
+    assert_eq!(listed.iter().map(|viewer| viewer.container).collect::<Vec<_>>(), ["http-flv", "rtmp"]);
+    assert_eq!(listed[0].peer, first.socket.local_addr().ok());
+    assert_eq!((listed[0].tags, listed[0].skips, listed[0].lag_ms), (2, 0, 0));
+    assert!(listed[0].bytes > 1500 && listed[0].written_us >= listed[0].since_us && listed[0].id < listed[1].id);
+    assert!(!listed[0].relay && listed[0].thread.starts_with("sg-stream-"));
+    assert!(!rig.core.close_viewer(&Rig::name(), u64::MAX).await);
+    assert!(rig.core.close_viewer(&Rig::name(), listed[1].id).await);
+    second.socket.read_to_end(&mut Vec::new()).unwrap();
+    push.send(&[frame(Kind::Delta, 80, 700)]);
+    assert_eq!(first.frames(1), [frame(Kind::Delta, 80, 700)]);
+    let left = rig.core.viewers(&Rig::name()).await;
+    assert_eq!(left.iter().map(|viewer| (viewer.id, viewer.tags)).collect::<Vec<_>>(), [(listed[0].id, 3)]);
+    rig.until(|info| info.counters.viewers_dismissed == 1).await;
+    rig.close().await;
+}
+
+#[tokio::test]
 async fn limits_turn_away_what_is_too_much() {
     let rig = Rig::new(|config| (config.viewers_max, config.sources_max) = (1, 1));
     let mut push = rig.publish().await;

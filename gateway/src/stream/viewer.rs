@@ -2,6 +2,7 @@
 //! its own; `fanout.rs` visits it.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -34,6 +35,8 @@ pub(super) enum Closed {
     Slow,
     /// It broke its protocol.
     Fault,
+    /// Somebody who may asked for it.
+    Dismissed,
     /// The stream ended, or the gateway stops.
     Ended,
 }
@@ -45,6 +48,7 @@ impl Closed {
             Self::Stalled => "the peer took no byte for too long",
             Self::Slow => "the peer is too slow for the stream",
             Self::Fault => "the peer broke the protocol",
+            Self::Dismissed => "the viewer was closed on request",
             Self::Ended => "the stream ended",
         }
     }
@@ -62,8 +66,27 @@ pub(super) enum Flushed {
     Gone(Closed),
 }
 
+/// Who a viewer is and what it got, for those who ask.
+#[derive(Debug)]
+pub(super) struct Account {
+    pub id: u64,
+    pub peer: Option<SocketAddr>,
+    pub since_us: i64,
+    /// Bytes handed to the kernel.
+    pub bytes: u64,
+    pub skips: u64,
+    pub written_at: Option<Instant>,
+}
+
+impl Account {
+    pub(super) fn new(id: u64, peer: Option<SocketAddr>, since_us: i64) -> Self {
+        Self { id, peer, since_us, bytes: 0, skips: 0, written_at: None }
+    }
+}
+
 pub(super) struct Viewer {
     socket: TcpStream,
+    pub(super) account: Account,
     pub(super) cursor: Cursor,
     session: Box<dyn Session>,
     unread: BytesMut,
@@ -88,11 +111,18 @@ pub(super) struct Viewer {
 }
 
 impl Viewer {
-    pub(super) fn new(socket: TcpStream, session: Box<dyn Session>, unread: BytesMut, frame_max: usize) -> Self {
+    pub(super) fn new(
+        socket: TcpStream,
+        session: Box<dyn Session>,
+        unread: BytesMut,
+        frame_max: usize,
+        account: Account,
+    ) -> Self {
         // The driver's receive buffer is sized for handshakes; thousands of idle viewers must not keep one each.
         let unread = if unread.is_empty() { BytesMut::new() } else { BytesMut::from(&unread[..]) };
         Self {
             socket,
+            account,
             cursor: Cursor::default(),
             session,
             unread,
@@ -144,6 +174,7 @@ impl Viewer {
             self.skips = 0;
         }
         self.skips += 1;
+        self.account.skips += 1;
         Some(self.skips <= SKIPS_MAX)
     }
 
@@ -232,6 +263,8 @@ impl Viewer {
                     self.moved = true;
                     self.fresh = false;
                     *bytes += written as u64;
+                    self.account.bytes += written as u64;
+                    self.account.written_at = Some(now);
                     self.blocked_since = (written < offered).then_some(now);
                     if written < offered {
                         return Flushed::Blocked;
@@ -272,6 +305,6 @@ mod tests {
 
     #[test]
     fn a_viewer_is_small() {
-        assert!(size_of::<Viewer>() <= 256, "{}", size_of::<Viewer>());
+        assert!(size_of::<Viewer>() <= 352, "{}", size_of::<Viewer>());
     }
 }
