@@ -80,6 +80,7 @@ figures! {
     Faults "faults_total" Counter ["adapter", "protocol"] "Departures from the protocol by peers";
     Connections "connections" Gauge ["adapter"] "Peers connected now";
     ConnectionsRefused "connections_refused_total" Counter ["adapter", "reason"] "Connections turned away, by reason";
+    TlsReloads "tls_reloads_total" Counter ["result"] "Changed certificates of listeners that were read again: ok, or failed (the one before stays)";
     BytesIn "bytes_in_total" Counter ["adapter"] "Bytes received from peers";
     BytesOut "bytes_out_total" Counter ["adapter"] "Bytes sent to peers";
     Dropped "dropped_total" Counter ["reason"] "Messages given up before every upstream had them, by reason; each is named by a gap record";

@@ -15,6 +15,7 @@ use super::{Adapter, Config, Credential};
 use crate::credentials;
 use crate::devices::Declared;
 use crate::intake::AdapterInfo;
+use crate::tls::{ServerTls, TlsError};
 use crate::transport::{self, Language, Listen};
 
 /// Everything needed to start.
@@ -262,15 +263,25 @@ impl Check<'_> {
         languages
     }
 
-    fn tls(&mut self, key: &str, adapter: &Adapter, listen: &Listen) -> Option<Arc<rustls::ServerConfig>> {
+    fn tls(&mut self, key: &str, adapter: &Adapter, listen: &Listen) -> Option<ServerTls> {
         match (listen, &adapter.cert_file, &adapter.key_file) {
-            (Listen::Tls(_), Some(cert), Some(private)) => match server_tls(cert, private) {
-                Ok(config) => return Some(config),
-                Err(what) => self.problem(format!("{key}.cert_file"), what),
-            },
+            (Listen::Tls(_), Some(cert), Some(private)) => return self.server_tls(key, cert, private),
             (Listen::Tls(_), ..) => self.problem(format!("{key}.listen"), "tls:// needs cert_file and key_file"),
             (_, None, None) => {}
             _ => self.problem(format!("{key}.cert_file"), "only tls:// uses a certificate"),
+        }
+        None
+    }
+
+    /// Reads a listener's certificate and key; a problem stands at the file that has it.
+    fn server_tls(&mut self, key: &str, cert: &Path, private: &Path) -> Option<ServerTls> {
+        match ServerTls::load(cert, private) {
+            Ok(tls) => return Some(tls),
+            Err(error) => {
+                let of_key = matches!(&error, TlsError::File { path, .. } if path == private);
+                let file = if of_key { "key_file" } else { "cert_file" };
+                self.problem(format!("{key}.{file}"), error.to_string());
+            }
         }
         None
     }
@@ -438,20 +449,6 @@ fn plain_or_hash(text: &str) -> Result<credentials::Secret, String> {
         hash if hash.starts_with("$argon2") => credentials::Secret::hash(hash),
         plain => Ok(credentials::Secret::of(plain.as_bytes())),
     }
-}
-
-fn server_tls(cert: &Path, private: &Path) -> Result<Arc<rustls::ServerConfig>, String> {
-    use rustls::pki_types::pem::PemObject;
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-    let chain = CertificateDer::pem_file_iter(cert)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|e| format!("{}: {e}", cert.display()))?;
-    let key = PrivateKeyDer::from_pem_file(private).map_err(|e| format!("{}: {e}", private.display()))?;
-    rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .and_then(|b| b.with_no_client_auth().with_single_cert(chain, key))
-        .map(Arc::new)
-        .map_err(|e| e.to_string())
 }
 
 fn host_name() -> String {

@@ -20,8 +20,8 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::threads::Tasks;
+use crate::tls::Trust;
 use crate::upstream::link::{Arrival, Event, Link, LinkError, Place, Settings};
-use crate::upstream::tls::Trust;
 
 /// Publishes the broker may send before we acknowledge.
 const WINDOW: u16 = 100;

@@ -28,6 +28,7 @@ use crate::intake::{AdapterInfo, Intake};
 use crate::metrics::Metrics;
 use crate::stream::StreamCore;
 use crate::threads::Tasks;
+use crate::tls::ServerTls;
 
 /// The parts that sessions reach through their driver. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -48,7 +49,7 @@ pub struct Adapter {
     pub listen: Listen,
     pub languages: Vec<Language>,
     pub connections_max: usize,
-    pub tls: Option<Arc<rustls::ServerConfig>>,
+    pub tls: Option<ServerTls>,
 }
 
 /// A protocol with its options.

@@ -80,10 +80,10 @@ async fn serve(socket: TcpStream, from: SocketAddr, adapter: Arc<Adapter>, servi
     }
     let mut wire = match &adapter.tls {
         None => Wire::Tcp(socket),
-        Some(config) => {
-            let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(config));
+        Some(tls) => {
+            let shake = async { tls.accept(socket, &services.tasks, &services.metrics).await.await };
             // Boxed: a handshake's room is not held for the connection's life.
-            match Box::pin(tokio::time::timeout(HANDSHAKE_TIME_MAX, acceptor.accept(socket))).await {
+            match Box::pin(tokio::time::timeout(HANDSHAKE_TIME_MAX, shake)).await {
                 Ok(Ok(stream)) => Wire::Tls(Box::new(stream)),
                 Ok(Err(error)) => {
                     debug!(%from, %error, "TLS handshake failed");

@@ -17,8 +17,8 @@ use rumqttc::{Outgoing, TlsConfiguration, Transport};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::tls::{TlsError, Trust};
 use crate::threads::Tasks;
+use crate::tls::{TlsError, Trust};
 
 /// Events between the connection's task and the link's owner. The connection waits when it is full.
 const EVENTS_MAX: usize = 256;

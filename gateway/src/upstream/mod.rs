@@ -3,7 +3,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `link.rs`, `tls.rs` | the connection to the broker, and what it trusts |
+//! | `link.rs` | the connection to the broker |
 //! | `sender/` | the task: connect, fill the window, hear, try again |
 //! | `queue.rs`, `window.rs` | where a batch ends; what is sent and not yet confirmed |
 //! | `dialect.rs` | the table of dialects, one file each: `native.rs`, `json.rs` (`own.rs`: the topics they share), `thingsboard.rs`, `jetlinks.rs`, `homeassistant.rs` (`entities.rs`: its discovery) |
@@ -33,7 +33,6 @@ mod sender;
 mod status;
 mod things;
 mod thingsboard;
-pub mod tls;
 mod window;
 
 use std::sync::Arc;
@@ -47,9 +46,9 @@ use crate::bus::{Bus, BusError};
 use crate::config;
 use crate::metrics::Metrics;
 use crate::threads::Tasks;
+use crate::tls::{TlsError, Trust};
 use link::{LinkError, Place};
 use sender::Sender;
-use tls::{TlsError, Trust};
 
 /// What stands before an upstream's name in the name of its cursor.
 const CURSORS: &str = "upstream/";

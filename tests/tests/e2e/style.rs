@@ -78,6 +78,7 @@ fn dependencies_have_one_owner() {
         ("coap_lite::", "protocols/src/coap/frame.rs"),
         ("tokio_serial::", "gateway/src/transport/"),
         ("axum::", "gateway/src/admin/"),
+        ("hyper::", "gateway/src/http.rs"),
         ("prometheus_client::", "gateway/src/metrics.rs"),
     ];
     for path in sources() {

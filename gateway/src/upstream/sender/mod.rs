@@ -22,11 +22,11 @@ use super::link::{Event, Link, LinkError, Place, Settings};
 use super::queue::{Limits, Queue};
 use super::status::Status;
 use super::things::Things;
-use super::tls::Trust;
 use super::window::{BatchId, Done, Window};
 use crate::bus::Reader;
 use crate::metrics::Metrics;
 use crate::threads::Tasks;
+use crate::tls::Trust;
 use crate::{clock, config};
 
 /// Pause before another try to connect: doubles, and a random half of it is added so that a fleet does not come at once.
