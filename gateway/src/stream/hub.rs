@@ -2,6 +2,7 @@
 //! thread: no locks, but for the directory of the core, which is touched when streams come and go and once a second.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use super::info::ThreadInfo;
 use super::source::{Generation, Source};
 use super::viewer::{Account, Viewer};
 use super::window::Window;
-use super::{Handover, Order, Rules, Shared, fanout, ingest, relay, sockets};
+use super::{Handover, Order, Rules, Shared, fanout, feed, ingest, relay, sockets};
 use crate::{clock, threads};
 
 /// How often a thread looks at all its streams and viewers.
@@ -32,6 +33,35 @@ pub(super) const SWEEP: Duration = Duration::from_secs(1);
 
 /// How often the busy fraction is measured.
 const MEASURE: Duration = Duration::from_millis(250);
+
+/// Where a publisher is.
+#[derive(Debug, Clone)]
+pub(super) enum Origin {
+    /// At the other end of a connection.
+    Peer(Option<SocketAddr>),
+    /// Behind a feed.
+    Named(String),
+}
+
+impl Origin {
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
+        if let Self::Peer(address) = self { *address } else { None }
+    }
+
+    pub(super) fn name(&self) -> Option<String> {
+        if let Self::Named(name) = self { Some(name.clone()) } else { None }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Peer(Some(address)) => address.fmt(f),
+            Self::Peer(None) => f.write_str("unknown"),
+            Self::Named(name) => f.write_str(name),
+        }
+    }
+}
 
 pub(super) type SharedSource = Rc<RefCell<Source>>;
 
@@ -89,7 +119,7 @@ impl Hub {
     pub(super) fn publish(
         self: &Rc<Self>,
         name: &StreamName,
-        handover: &Handover,
+        origin: &Origin,
     ) -> Result<(SharedSource, Generation, CancellationToken), &'static str> {
         let found = self.find(name);
         if found.as_ref().is_some_and(|source| source.borrow().is_live()) && !self.rules.takeover {
@@ -97,8 +127,8 @@ impl Hub {
         }
         let source = found.unwrap_or_else(|| self.open(name));
         let stop = CancellationToken::new();
-        let generation = source.borrow_mut().publish(handover.peer.address, clock::now_us(), stop.clone());
-        let publisher = handover.peer.address.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
+        let generation = source.borrow_mut().publish(origin, clock::now_us(), stop.clone());
+        let publisher = origin.to_string();
         info!(stream = %name, publisher, thread = self.thread, "stream is live");
         source.borrow_mut().camera.online(&publisher, Instant::now());
         self.announce(&source);
@@ -329,6 +359,15 @@ pub(super) async fn run(
             Order::Watch { stream, container, handover } => {
                 hub.shared.arrived(&stream);
                 hub.watch(&stream, container, *handover);
+            }
+            Order::Feed { stream, origin, reply } => {
+                hub.shared.arrived(&stream);
+                threads::spawn_local(feed::run(hub.clone(), stream, origin, reply));
+            }
+            Order::Tap { stream, rules, reply } => {
+                let tap = hub.find(&stream).map(|source| source.borrow_mut().tap(rules));
+                // The asker may have lost patience.
+                let _unheard = reply.send(tap);
             }
             Order::Close { stream, reply } => {
                 let source = hub.find(&stream);

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 
+use super::tap::TapKind;
+
 /// One stream, as of its last look at itself (once a second, and when it comes or goes).
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct StreamInfo {
@@ -14,6 +16,8 @@ pub struct StreamInfo {
     /// When the present publisher began, microseconds since 1970 UTC.
     pub since_us: i64,
     pub publisher: Option<SocketAddr>,
+    /// Where the units of a publisher without a connection of its own come from: the URL that is pulled.
+    pub origin: Option<String>,
     /// The stream thread that owns it: `sg-stream-N`.
     pub thread: String,
     pub video: Option<VideoInfo>,
@@ -29,6 +33,7 @@ pub struct StreamInfo {
     pub kept_bytes: u64,
     pub counters: StreamCounters,
     pub relays: Vec<RelayInfo>,
+    pub taps: Vec<TapInfo>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -92,6 +97,18 @@ pub struct RelayInfo {
     pub error: Option<String>,
     /// Connections made.
     pub connections: u64,
+}
+
+/// A reader of the stream's units.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TapInfo {
+    pub kind: TapKind,
+    /// People who watch through it.
+    pub viewers: usize,
+    /// Waiting for the reader.
+    pub queued_bytes: u64,
+    /// Left out because the reader was too slow.
+    pub skipped_units: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]

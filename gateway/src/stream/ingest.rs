@@ -12,9 +12,9 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::hub::{Hub, SharedSource, refuse};
+use super::hub::{Hub, Origin, SharedSource, refuse};
 use super::source::Generation;
-use super::{Handover, sockets};
+use super::{Handover, feed, sockets};
 
 /// Room for one read, bytes: a frame of an ordinary camera in one or two reads.
 const READ_LEN: usize = 16 * 1024;
@@ -40,7 +40,7 @@ struct Ingest {
 
 /// Runs one publisher to its end.
 pub(super) async fn run(hub: Rc<Hub>, stream: StreamName, handover: Handover) {
-    let (source, generation, stop) = match hub.publish(&stream, &handover) {
+    let (source, generation, stop) = match hub.publish(&stream, &Origin::Peer(handover.peer.address)) {
         Ok(seat) => seat,
         Err(reason) => {
             debug!(%stream, peer = ?handover.peer.address, reason, "publisher refused");
@@ -104,11 +104,7 @@ impl Ingest {
     }
 
     fn stopped(&self) -> String {
-        if self.source.borrow().is_current(self.generation) {
-            "the gateway closed the stream".to_owned()
-        } else {
-            "another publisher took the stream over".to_owned()
-        }
+        feed::stopped(self.source.borrow().is_current(self.generation))
     }
 
     /// Reads what is there, within bounds.
@@ -165,7 +161,7 @@ impl Ingest {
     fn tick(&mut self, silent_at: Instant, silence_max: Duration) -> Result<(), String> {
         let now = Instant::now();
         if now >= silent_at && now >= self.heard + silence_max {
-            return Err(format!("the publisher sent nothing for {} s", silence_max.as_secs()));
+            return Err(feed::silence(silence_max));
         }
         if self.session.deadline().is_some_and(|deadline| deadline <= now) {
             self.session.tick(now, &mut self.outbox);

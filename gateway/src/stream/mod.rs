@@ -1,8 +1,9 @@
 //! The streaming core: publishers, viewers and relays of live streams, on threads of their own.
 //!
 //! Each stream lives on one pinned thread, from its first publisher until its last grace time: ingest (`ingest.rs`),
-//! what is kept (`recent.rs`, `log.rs`, `gop.rs`), viewers (`cursor.rs`, `viewer.rs`, `fanout.rs`,
-//! `audience.rs`), relays (`relay.rs`) and the camera as a thing (`camera.rs`). The threads share nothing but the directory in here, which says which stream
+//! what is kept (`recent.rs`, `log.rs`, `gop.rs`), viewers (`cursor.rs`, `viewer.rs`, `fanout.rs`, `audience.rs`), relays
+//! (`relay.rs`) and the camera as a thing (`camera.rs`). Tasks of the control plane take units out by a `tap.rs` and put
+//! them in by a `feed.rs`. The threads share nothing but the directory in here, which says which stream
 //! is where. A connection arrives as a [`Handover`] when its protocol has said what it wants.
 //!
 //! Must not be in here: protocols, admission, listeners.
@@ -11,6 +12,7 @@ mod audience;
 mod camera;
 mod cursor;
 mod fanout;
+mod feed;
 mod figures;
 mod gop;
 mod hub;
@@ -21,6 +23,7 @@ mod recent;
 mod relay;
 mod sockets;
 mod source;
+mod tap;
 mod timeline;
 mod viewer;
 mod window;
@@ -42,8 +45,12 @@ use tracing::{debug, warn};
 
 pub use self::audience::ViewerInfo;
 use self::fanout::Patience;
+pub use self::feed::{Feed, Parted};
 use self::gop::Keep;
-pub use self::info::{AudioInfo, Refused, RelayInfo, RelayState, StreamCounters, StreamInfo, ThreadInfo, VideoInfo};
+pub use self::info::{
+    AudioInfo, Refused, RelayInfo, RelayState, StreamCounters, StreamInfo, TapInfo, ThreadInfo, VideoInfo,
+};
+pub use self::tap::{Tap, TapKind, TapRules, Tapped};
 use crate::config;
 use crate::threads::{self, Tasks};
 
@@ -206,6 +213,11 @@ impl StreamCore {
         Ok(home.thread)
     }
 
+    /// Changes when a stream appears, loses its publisher or ends: look again with [`list`](Self::list).
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.shared.changes.subscribe()
+    }
+
     /// All streams, by name. At most a second old.
     pub fn list(&self) -> Vec<StreamInfo> {
         let mut all: Vec<_> = self.shared.directory().values().filter_map(|home| home.info.clone()).collect();
@@ -234,11 +246,13 @@ impl StreamCore {
         let Some(thread) = self.shared.directory().get(stream).map(|home| home.thread) else { return false };
         let (reply, ended) = oneshot::channel();
         let order = Order::Close { stream: stream.clone(), reply };
-        let sent = match self.seats.get(thread) {
-            Some(seat) => seat.orders.send(order).await.is_ok(),
-            None => false,
-        };
-        sent && ended.await.unwrap_or(false)
+        self.send(thread, order).await.is_ok() && ended.await.unwrap_or(false)
+    }
+
+    /// Tells a thread something; waits while its queue is full.
+    async fn send(&self, seat: usize, order: Order) -> Result<(), Stopped> {
+        let seat = self.seats.get(seat).ok_or(Stopped)?;
+        seat.orders.send(order).await.map_err(|_| Stopped)
     }
 
     /// Whether every thread answers within `patience`: what the watchdog asks.
@@ -293,10 +307,15 @@ struct Seat {
     orders: mpsc::Sender<Order>,
 }
 
+/// The thread is gone: the core stops.
+struct Stopped;
+
 /// What a thread is told.
 enum Order {
     Publish { stream: StreamName, handover: Box<Handover> },
     Watch { stream: StreamName, container: Container, handover: Box<Handover> },
+    Feed { stream: StreamName, origin: String, reply: oneshot::Sender<Result<Feed, Refusal>> },
+    Tap { stream: StreamName, rules: TapRules, reply: oneshot::Sender<Option<Tap>> },
     Close { stream: StreamName, reply: oneshot::Sender<bool> },
     Viewers { stream: StreamName, reply: oneshot::Sender<Vec<ViewerInfo>> },
     CloseViewer { stream: StreamName, id: u64, reply: oneshot::Sender<bool> },

@@ -3,7 +3,7 @@
 //! Must not be in here: tasks and sockets of publishers (`ingest.rs`), the finding of streams by name (`hub.rs`).
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -17,8 +17,10 @@ use super::camera::Camera;
 use super::fanout::{PHASES, Patience, Pick, Place, Rendition, Round, Tally, visit};
 use super::figures::Figures;
 use super::gop::{Keep, Mark};
+use super::hub::Origin;
 use super::info::{AudioInfo, RelayInfo, StreamCounters, StreamInfo, VideoInfo};
 use super::recent::Recent;
+use super::tap::{Spout, Tap, TapRules, Tapped};
 use super::timeline::Timeline;
 use super::viewer::{Closed, Viewer};
 
@@ -32,7 +34,7 @@ pub(super) struct Generation(u64);
 /// The publisher of the moment.
 #[derive(Debug)]
 struct Publisher {
-    peer: Option<SocketAddr>,
+    origin: Origin,
     since_us: i64,
     stop: CancellationToken,
 }
@@ -54,6 +56,7 @@ pub(super) struct Source {
     keyless: bool,
     recent: Recent,
     renditions: Vec<Rendition>,
+    taps: Vec<Spout>,
     figures: Figures,
     pub(super) counters: StreamCounters,
     pub(super) camera: Camera,
@@ -81,6 +84,7 @@ impl Source {
             keyless: true,
             recent: Recent::new(keep),
             renditions: Vec::new(),
+            taps: Vec::new(),
             figures: Figures::new(now),
             counters: StreamCounters::default(),
             camera,
@@ -98,8 +102,8 @@ impl Source {
     // --- publishers ---
 
     /// A new publisher takes the stream; one that has it is asked to go.
-    pub(super) fn publish(&mut self, peer: Option<SocketAddr>, since_us: i64, stop: CancellationToken) -> Generation {
-        if let Some(before) = self.publisher.replace(Publisher { peer, since_us, stop }) {
+    pub(super) fn publish(&mut self, origin: &Origin, since_us: i64, stop: CancellationToken) -> Generation {
+        if let Some(before) = self.publisher.replace(Publisher { origin: origin.clone(), since_us, stop }) {
             before.stop.cancel();
             self.counters.takeovers += 1;
         }
@@ -111,6 +115,7 @@ impl Source {
         self.recent.restart();
         self.keyless = true;
         self.published.notify_waiters();
+        self.taps.iter_mut().for_each(|tap| tap.say(Tapped::Published));
         Generation(self.generation)
     }
 
@@ -124,6 +129,7 @@ impl Source {
         if current {
             self.publisher = None;
             self.gone_since = Some(now);
+            self.taps.iter_mut().for_each(|tap| tap.say(Tapped::Unpublished));
         }
         current
     }
@@ -172,6 +178,9 @@ impl Source {
         for rendition in &mut self.renditions {
             rendition.append(&unit, mark, &self.key_tracks, patience);
         }
+        for tap in &mut self.taps {
+            tap.offer(mark, &unit, &self.key_tracks);
+        }
         let watched = self.renditions.iter().any(|rendition| !rendition.viewers.is_empty());
         watched && std::mem::replace(&mut self.due, PHASES) == 0
     }
@@ -212,6 +221,16 @@ impl Source {
         }
         self.renditions.push(rendition);
         self.renditions.len() - 1
+    }
+
+    /// Lets units out to a task elsewhere, from the newest key frame on.
+    pub(super) fn tap(&mut self, rules: TapRules) -> Tap {
+        let begins = self.recent.units().next().map_or(self.timeline.now_90k(), |(_, unit)| unit.dts_90k);
+        let configs = self.key_tracks.head(begins, begins);
+        let backlog: VecDeque<_> = configs.chain(self.recent.units().map(|(_, unit)| unit.clone())).collect();
+        let (spout, tap) = Spout::open(rules, backlog);
+        self.taps.push(spout);
+        tap
     }
 
     /// Whether a pass has to look at this source; a phase of a pass counts the news down.
@@ -267,13 +286,15 @@ impl Source {
             rendition.close(now, Closed::Ended, &mut tally);
         }
         self.ended.cancel();
+        self.taps.clear();
         self.note(&tally);
         tally
     }
 
     pub(super) fn viewers(&self) -> usize {
         let watching = |rendition: &Rendition| rendition.viewers.iter().filter(|viewer| !viewer.is_relay()).count();
-        self.renditions.iter().map(watching).sum()
+        let tapping: usize = self.taps.iter().map(Spout::viewers).sum();
+        self.renditions.iter().map(watching).sum::<usize>() + tapping
     }
 
     // --- once a second ---
@@ -281,6 +302,7 @@ impl Source {
     /// Closes the second; gives up containers nobody watches. `true` when the stream itself is over.
     pub(super) fn sweep(&mut self, now: Instant, grace: Duration) -> bool {
         self.figures.turn(now);
+        self.taps.retain(|tap| !tap.is_closed());
         self.counters.times_fixed = self.timeline.fixed;
         for rendition in &mut self.renditions {
             if rendition.viewers.is_empty() {
@@ -301,7 +323,8 @@ impl Source {
             name: self.name.to_string(),
             live: self.is_live(),
             since_us: self.publisher.as_ref().map_or(0, |publisher| publisher.since_us),
-            publisher: self.publisher.as_ref().and_then(|publisher| publisher.peer),
+            publisher: self.publisher.as_ref().and_then(|publisher| publisher.origin.peer()),
+            origin: self.publisher.as_ref().and_then(|publisher| publisher.origin.name()),
             thread: thread.to_owned(),
             video: video_info(&self.tracks),
             audio: audio_info(&self.tracks),
@@ -312,6 +335,7 @@ impl Source {
             kept_bytes: kept + self.recent.bytes(),
             counters: StreamCounters { reports_dropped: self.camera.dropped, ..self.counters },
             relays: self.relays.iter().map(|relay| relay.borrow().clone()).collect(),
+            taps: self.taps.iter().map(Spout::info).collect(),
         }
     }
 }

@@ -36,6 +36,11 @@ impl Timeline {
         self.rebase = self.last.is_some();
     }
 
+    /// The newest time that was given.
+    pub(super) fn now_90k(&self) -> i64 {
+        self.last.unwrap_or(0)
+    }
+
     /// Puts the unit onto the running time.
     pub(super) fn place(&mut self, unit: &mut Unit) {
         let slot = match unit.track {

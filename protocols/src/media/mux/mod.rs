@@ -96,7 +96,7 @@ impl Tracks {
 
     /// Metadata (made up from the configurations where the source sent none) at `metadata_90k`, and configurations at
     /// `dts_90k`.
-    fn head(&self, metadata_90k: i64, dts_90k: i64) -> impl Iterator<Item = Unit> {
+    pub fn head(&self, metadata_90k: i64, dts_90k: i64) -> impl Iterator<Item = Unit> {
         let metadata = self.metadata.clone().unwrap_or_else(|| metadata::unit_of(self));
         let configs = [self.video.clone(), self.audio.clone()].into_iter().flatten();
         let at = move |mut unit: Unit, time: i64| {
