@@ -2,7 +2,8 @@
 //!
 //! Inside: one file a codec or container, all pure: `h264.rs`, `h265.rs`, `aac.rs` (what a decoder is told, and what we read off
 //! it), `amf0.rs` and `metadata.rs` (script data), `flv.rs` (tags to units), `mux.rs` (units to what viewers get),
-//! `read.rs` (bounded readers under all of them). Must not be in here: anything one protocol alone needs.
+//! `fmp4` (units to segments and files), `read.rs` (bounded readers under all of them). Must not be in here: anything
+//! one protocol alone needs.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use bytes::Bytes;
 pub mod aac;
 pub mod amf0;
 pub mod flv;
+pub mod fmp4;
 pub mod h264;
 pub mod h265;
 pub mod metadata;

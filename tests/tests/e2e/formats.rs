@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use protocols::media::{Codec, Unit};
+use protocols::media::fmp4::{self, Description, Fragmenter};
+use protocols::media::{Codec, Kind, Track, Unit};
 use serde_json::Value;
 use sluicegate_tests::{
     Browser, Child, Flv, Gateway, Options, PATIENCE, WebSocket, newer_ffmpeg, root, shell, wait_for,
@@ -191,4 +192,51 @@ fn h265_of_the_old_dialect_is_taken_and_said_anew() {
     assert!(got.heads.iter().all(|head| head[0] & 0x80 != 0));
     is_piece_of(&got.frames(), &sent.frames(), 25);
     gateway.stop();
+}
+
+/// Size and checksum of each packet of one track, whatever the container's clock.
+fn contents(ffmpeg: &str, url: &str, track: &str) -> Vec<String> {
+    let content = |line: &String| line.rsplit(',').take(2).map(str::trim).collect::<Vec<_>>().join(" ");
+    packets(ffmpeg, &[], url, track).iter().map(content).collect()
+}
+
+#[test]
+fn fmp4_plays_in_ffmpeg_with_every_unit_as_it_was() {
+    let newer = newer_ffmpeg().display().to_string();
+    for (ffmpeg, codec, known) in [
+        ("ffmpeg", "-c:v libx264 -preset ultrafast -bf 2", "avc1."),
+        (newer.as_str(), "-c:v libx265 -preset ultrafast -x265-params log-level=error", "hvc1.1.6.L"),
+    ] {
+        let folder = TempDir::new().unwrap();
+        let clip = make(folder.path(), ffmpeg, codec);
+        let units = Flv::read(&clip).units;
+        let mut configs: Vec<&Unit> = units.iter().filter(|unit| unit.kind == Kind::Config).collect();
+        configs.retain(|unit| unit.track != Track::Data);
+        let tracks: Vec<_> = configs.iter().zip(1..).filter_map(|(unit, id)| Description::of(id, unit)).collect();
+        assert!(tracks[0].codecs().starts_with(known) && tracks[1].codecs() == "mp4a.40.2", "{tracks:?}");
+        let mut fragmenter = Fragmenter::new(&tracks);
+        let mut file = fmp4::init(&tracks).to_vec();
+        for unit in &units {
+            fragmenter.push(unit);
+            if fragmenter.span_90k() >= 90_000 {
+                file.extend(fragmenter.cut().unwrap().data);
+            }
+        }
+        file.extend(fragmenter.finish().unwrap().data);
+        let mp4 = folder.path().join("clip.mp4");
+        std::fs::write(&mp4, file).unwrap();
+        let (mp4, clip) = (mp4.display().to_string(), clip.display().to_string());
+        let decoded = sluicegate_tests::run("ffmpeg", &["-v", "warning", "-xerror", "-i", &mp4, "-f", "null", "-"]);
+        let said = String::from_utf8_lossy(&decoded.stderr);
+        assert!(decoded.status.success() && said.is_empty(), "{said}");
+        for track in ["0:v", "0:a"] {
+            assert_eq!(contents("ffmpeg", &mp4, track), contents(ffmpeg, &clip, track));
+        }
+        let about = sluicegate_tests::run_ok("ffprobe", &["-v", "warning", "-show_streams", "-of", "json", &mp4]);
+        let about: Value = serde_json::from_str(&about).unwrap();
+        assert_eq!(
+            (&about["streams"][0]["width"], &about["streams"][1]["sample_rate"]),
+            (&320.into(), &"44100".into())
+        );
+    }
 }
