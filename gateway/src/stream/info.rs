@@ -38,7 +38,7 @@ pub struct StreamInfo {
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct VideoInfo {
-    /// `H264`, `H265`.
+    /// `H264`, `H265`, `AV1`, …
     pub codec: String,
     pub width: u32,
     pub height: u32,
@@ -46,7 +46,7 @@ pub struct VideoInfo {
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct AudioInfo {
-    /// `AAC`, `G711A`, …
+    /// `AAC`, `Opus`, `G711A`, …
     pub codec: String,
     /// Samples a second.
     pub rate: u32,
@@ -70,6 +70,8 @@ pub struct StreamCounters {
     pub keyless_frames: u64,
     /// Configurations equal to the one known: not passed on.
     pub repeated_configs: u64,
+    /// Broken messages, and tracks beside the one of their kind that is carried.
+    pub faults: u64,
     /// Times that were corrected.
     pub times_fixed: u64,
     /// GOPs beyond the limits, from which no viewer could start.

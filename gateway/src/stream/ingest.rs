@@ -144,7 +144,11 @@ impl Ingest {
             self.carry_out()?;
             match heard {
                 Err(fault) if fault.fatal => return Err(format!("protocol fault: {fault}")),
-                Err(fault) => debug!(stream = %self.source.borrow().name, %fault, "recoverable fault"),
+                Err(fault) => {
+                    let mut source = self.source.borrow_mut();
+                    source.counters.faults += 1;
+                    debug!(stream = %source.name, %fault, "recoverable fault");
+                }
                 // Without a fault the session took what it could; with one it may go on with the next frame.
                 Ok(()) => break,
             }

@@ -7,8 +7,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use protocols::media::aac::AudioSpecificConfig;
-use protocols::media::{Change, Codec, Container, Hevc, Kind, Picture, StreamName, Track, Tracks, Unit};
+use protocols::media::{Change, Codec, Container, Hevc, Kind, Picture, Sound, StreamName, Track, Tracks, Unit};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -340,32 +339,16 @@ impl Source {
     }
 }
 
-fn codec_name(codec: Codec) -> &'static str {
-    match codec {
-        Codec::H264 => "H264",
-        Codec::H265 => "H265",
-        Codec::Aac => "AAC",
-        Codec::G711A => "G711A",
-        Codec::G711U => "G711U",
-        Codec::Mp3 => "MP3",
-        Codec::Script => "script",
-    }
-}
-
 fn video_info(tracks: &Tracks) -> Option<VideoInfo> {
     let codec = tracks.video_codec?;
     let picture = tracks.video.as_ref().and_then(Picture::of);
     let (width, height) = picture.map_or((0, 0), |picture| (picture.width, picture.height));
-    Some(VideoInfo { codec: codec_name(codec).to_owned(), width, height })
+    Some(VideoInfo { codec: codec.name().to_owned(), width, height })
 }
 
 fn audio_info(tracks: &Tracks) -> Option<AudioInfo> {
     let codec = tracks.audio_codec?;
-    let config = tracks.audio.as_ref().filter(|_| codec == Codec::Aac);
-    let aac = config.and_then(|config| AudioSpecificConfig::parse(&config.data).ok());
-    let (rate, channels) = match codec {
-        Codec::G711A | Codec::G711U => (8000, 1),
-        _ => aac.map_or((0, 0), |aac| (aac.rate, u32::from(aac.channels))),
-    };
-    Some(AudioInfo { codec: codec_name(codec).to_owned(), rate, channels })
+    let sound = Sound::of(codec, tracks.audio.as_ref());
+    let (rate, channels) = sound.map_or((0, 0), |sound| (sound.rate, u32::from(sound.channels)));
+    Some(AudioInfo { codec: codec.name().to_owned(), rate, channels })
 }

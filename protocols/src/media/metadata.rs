@@ -4,10 +4,9 @@ use std::borrow::Cow;
 
 use bytes::{Bytes, BytesMut};
 
-use super::aac::AudioSpecificConfig;
 use super::amf0::{Reader, Value};
 use super::read::MediaError;
-use super::{Codec, Hevc, Kind, Picture, Track, Tracks, Unit};
+use super::{Codec, Hevc, Kind, Picture, Sound, Track, Tracks, Unit, flv};
 
 pub const ON_META_DATA: &str = "onMetaData";
 
@@ -64,10 +63,10 @@ impl Metadata {
             metadata.height = Some(f64::from(picture.height));
             metadata.fps = picture.fps;
         }
-        let audio = tracks.audio.as_ref().filter(|unit| unit.codec == Codec::Aac);
-        if let Some(config) = audio.and_then(|unit| AudioSpecificConfig::parse(&unit.data).ok()) {
-            metadata.audio_rate = Some(f64::from(config.rate));
-            metadata.stereo = Some(config.channels >= 2);
+        let sound = tracks.audio_codec.and_then(|codec| Sound::of(codec, tracks.audio.as_ref()));
+        if let Some(sound) = sound {
+            metadata.audio_rate = Some(f64::from(sound.rate));
+            metadata.stereo = Some(sound.channels >= 2);
         }
         metadata
     }
@@ -100,12 +99,17 @@ pub(crate) fn unit_of(tracks: &Tracks) -> Unit {
     Unit { track: Track::Data, codec: Codec::Script, dts_90k: 0, pts_90k: 0, kind: Kind::Config, data }
 }
 
-/// `videocodecid` of H.265: Enhanced RTMP has the FourCC as a number.
+/// `videocodecid` of H.265.
 fn hevc_id(hevc: Hevc) -> f64 {
     match hevc {
-        Hevc::Enhanced => f64::from(u32::from_be_bytes(*b"hvc1")),
+        Hevc::Enhanced => four_cc_id(Codec::H265).unwrap_or_default(),
         Hevc::Legacy => 12.0,
     }
+}
+
+/// Enhanced RTMP has the FourCC as a number.
+fn four_cc_id(codec: Codec) -> Option<f64> {
+    flv::four_cc(codec).map(|four_cc| f64::from(u32::from_be_bytes(four_cc)))
 }
 
 /// Metadata that names H.265 in the other dialect is said anew in this one; everything else stays as it is.
@@ -140,7 +144,7 @@ pub(crate) fn in_dialect(unit: &Unit, hevc: Hevc) -> Cow<'_, Unit> {
 fn flv_codec_id(codec: Codec) -> Option<f64> {
     match codec {
         Codec::H264 => Some(7.0),
-        Codec::H265 => Some(hevc_id(Hevc::Enhanced)),
+        Codec::H265 | Codec::Av1 | Codec::Vp9 | Codec::Opus | Codec::Flac | Codec::Ac3 => four_cc_id(codec),
         Codec::Aac => Some(10.0),
         Codec::G711A => Some(7.0),
         Codec::G711U => Some(8.0),

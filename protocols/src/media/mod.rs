@@ -1,9 +1,9 @@
 //! What the camera languages share: access units, codecs, and the containers viewers ask for.
 //!
-//! Inside: one file a codec or container, all pure: `h264.rs`, `h265.rs`, `aac.rs` (what a decoder is told, and what we read off
-//! it), `amf0.rs` and `metadata.rs` (script data), `flv.rs` (tags to units), `mux.rs` (units to what viewers get),
-//! `fmp4` (units to segments and files), `read.rs` (bounded readers under all of them). Must not be in here: anything
-//! one protocol alone needs.
+//! Inside: one file a codec or container, all pure: `h264.rs`, `h265.rs`, `av1.rs`, `aac.rs`, `opus.rs` (what a decoder is
+//! told, and what we read off it), `amf0.rs` and `metadata.rs` (script data), `flv/` (tags to units), `mux/` (units to what
+//! viewers get), `fmp4/` (units to fragmented MP4), `read.rs` (bounded readers under all of them). Must not be in here:
+//! anything one protocol alone needs.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,12 +12,14 @@ use bytes::Bytes;
 
 pub mod aac;
 pub mod amf0;
+pub mod av1;
 pub mod flv;
 pub mod fmp4;
 pub mod h264;
 pub mod h265;
 pub mod metadata;
 pub mod mux;
+pub mod opus;
 mod read;
 
 pub use mux::{Change, Mux, Tracks, mux};
@@ -63,12 +65,45 @@ pub enum Track {
 pub enum Codec {
     H264,
     H265,
+    Av1,
+    Vp9,
     Aac,
+    Opus,
     G711A,
     G711U,
     Mp3,
+    Flac,
+    Ac3,
     /// AMF0 script data.
     Script,
+}
+
+impl Codec {
+    pub fn track(self) -> Track {
+        match self {
+            Self::H264 | Self::H265 | Self::Av1 | Self::Vp9 => Track::Video,
+            Self::Aac | Self::Opus | Self::G711A | Self::G711U | Self::Mp3 | Self::Flac | Self::Ac3 => Track::Audio,
+            Self::Script => Track::Data,
+        }
+    }
+
+    /// As people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::H264 => "H264",
+            Self::H265 => "H265",
+            Self::Av1 => "AV1",
+            Self::Vp9 => "VP9",
+            Self::Aac => "AAC",
+            Self::Opus => "Opus",
+            Self::G711A => "G711A",
+            Self::G711U => "G711U",
+            Self::Mp3 => "MP3",
+            Self::Flac => "FLAC",
+            Self::Ac3 => "AC3",
+            Self::Script => "script",
+        }
+    }
 }
 
 /// One access unit (a video frame, an audio packet) or one codec configuration.
@@ -81,9 +116,16 @@ pub struct Unit {
     /// Presentation time in 1/90,000 s.
     pub pts_90k: i64,
     pub kind: Kind,
-    /// H.264/H.265: 4-byte length-prefixed NAL units; configuration: avcC / hvcC record. AAC: one raw frame;
-    /// configuration: AudioSpecificConfig. MP3, G.711: the packet as it is; there is no configuration. Script: the AMF0
-    /// values, beginning with the name. At most [`LEN_MAX`](Self::LEN_MAX) bytes.
+    /// What stands here by codec, at most [`LEN_MAX`](Self::LEN_MAX) bytes; configurations are whole at each change.
+    ///
+    /// - H.264, H.265: 4-byte length-prefixed NAL units; configuration: avcC, hvcC record (ISO/IEC 14496-15).
+    /// - AV1: a temporal unit in the low-overhead format, without its temporal delimiter; configuration: av1C record.
+    /// - VP9: a frame or superframe; configuration: vpcC with its version and flags.
+    /// - AAC: one raw frame; configuration: AudioSpecificConfig.
+    /// - Opus: a packet as it is; configuration: OpusHead (RFC 7845, 5.1).
+    /// - FLAC: a frame; configuration: `fLaC` and the STREAMINFO block.
+    /// - MP3, AC-3, G.711: the packet as it is; there is no configuration.
+    /// - Script: the AMF0 values, beginning with the name.
     pub data: Bytes,
 }
 
@@ -132,12 +174,46 @@ impl Picture {
                 Some(Self { width: sps.width, height: sps.height, fps: sps.fps })
             }
             Codec::H265 => h265::HvcC::parse(&config.data).ok()?.picture(),
+            Codec::Av1 => av1::Av1C::parse(&config.data).ok()?.picture(),
             _ => None,
         }
     }
 }
 
-/// How H.265 is said in FLV and RTMP, which had no word for it.
+/// What an audio track sounds like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sound {
+    /// Samples a second.
+    pub rate: u32,
+    pub channels: u8,
+}
+
+impl Sound {
+    /// Of a codec with its configuration; `None` where that does not tell (MP3 and AC-3 say it in each packet).
+    pub fn of(codec: Codec, config: Option<&Unit>) -> Option<Self> {
+        let config = config.filter(|config| config.codec == codec).map(|config| &config.data);
+        match codec {
+            Codec::G711A | Codec::G711U => Some(Self { rate: 8_000, channels: 1 }),
+            Codec::Aac => {
+                let aac = aac::AudioSpecificConfig::parse(config?).ok()?;
+                Some(Self { rate: aac.rate, channels: aac.channels })
+            }
+            Codec::Opus => {
+                let channels = config.and_then(|head| opus::OpusHead::parse(head).ok()).map_or(2, |head| head.channels);
+                Some(Self { rate: opus::RATE, channels })
+            }
+            Codec::Flac => {
+                // STREAMINFO: 20 bits of rate, 3 of channels, ten bytes in (RFC 9639, 8.2).
+                let [a, b, c] = *config?.get(18..)?.first_chunk()?;
+                let bits = u32::from_be_bytes([0, a, b, c]);
+                Some(Self { rate: bits >> 4, channels: (bits >> 1 & 7) as u8 + 1 })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// How H.265 is said in FLV and RTMP, which had no word for it. (AV1 and the other newcomers have one word only.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Hevc {
     /// Enhanced RTMP: FourCC `hvc1`.

@@ -45,7 +45,7 @@ impl<'a> ByteReader<'a> {
         Ok(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], MediaError> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], MediaError> {
         let mut bytes = [0; N];
         bytes.copy_from_slice(self.take(N)?);
         Ok(bytes)

@@ -6,6 +6,7 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
+use super::capabilities;
 use super::command::{Command, Writer, event, user_control};
 use super::frame::{ChunkReader, FrameError, Message, kind};
 use super::handshake;
@@ -188,12 +189,14 @@ impl Publisher {
     /// Our chunk size goes first: from here on it holds for all we send.
     fn connect(&mut self) {
         self.writer.set_chunk_size(RTMP_CHUNK_SIZE, &mut self.out);
-        let object = Value::object([
-            ("app", self.target.app.as_str().into()),
-            ("type", "nonprivate".into()),
-            ("flashVer", "FMLE/3.0 (compatible; Sluicegate)".into()),
-            ("tcUrl", self.target.tc_url().as_str().into()),
-        ]);
+        let mut fields = vec![
+            ("app".to_owned(), self.target.app.as_str().into()),
+            ("type".to_owned(), "nonprivate".into()),
+            ("flashVer".to_owned(), "FMLE/3.0 (compatible; Sluicegate)".into()),
+            ("tcUrl".to_owned(), self.target.tc_url().as_str().into()),
+        ];
+        fields.extend(capabilities::ours());
+        let object = Value::Object(fields);
         self.writer.command("connect", CONNECT, &[object], 0, &mut self.out);
     }
 

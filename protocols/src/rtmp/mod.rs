@@ -1,8 +1,8 @@
-//! RTMP (Adobe, "Real-Time Messaging Protocol" 1.0; Enhanced RTMP v1 where it names H.265): cameras and encoders push,
+//! RTMP (Adobe, "Real-Time Messaging Protocol" 1.0; Enhanced RTMP v1 and v2 for newer codecs): cameras and encoders push,
 //! players watch.
 //!
 //! Inside: the row and its options; `handshake.rs`, `frame.rs` (chunks to messages), `command.rs` and `amf3.rs` (what
-//! the messages say), `session.rs` (the server's side), `publishing.rs` (media to units), `client.rs` (a publisher of
+//! the messages say), `capabilities.rs` (which codecs a peer knows), `session.rs` (the server's side), `publishing.rs` (media to units), `client.rs` (a publisher of
 //! our own, for relays). Must not be in here: FLV tags and AMF0, which are `media`'s.
 
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use serde::Deserialize;
 use crate::session::{Capture, Endpoint, Limits, OptionsError, Peer, Protocol, Session, Sniff, Wire};
 
 mod amf3;
+mod capabilities;
 pub mod client;
 mod command;
 pub mod frame;
@@ -52,7 +53,7 @@ impl Protocol for Rtmp {
     }
 
     fn summary(&self) -> &'static str {
-        "RTMP: cameras and encoders push, players watch (H.264, H.265, AAC)"
+        "RTMP: cameras and encoders push, players watch (H.264, H.265, AV1; AAC, Opus, G.711)"
     }
 
     fn wires(&self) -> &'static [Wire] {

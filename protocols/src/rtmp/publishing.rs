@@ -36,11 +36,12 @@ impl Publishing {
 
     fn unit(&mut self, tag: TagType, timestamp: u32, body: Bytes, out: &mut Outbox) -> Result<(), Fault> {
         let dts_ms = self.clock.unwrap(timestamp);
+        let left_out = self.demux.left_out();
         match self.demux.unit(tag, dts_ms, body) {
             Ok(Some(unit)) => out.push(Output::Unit(unit)),
             Ok(None) => {}
             Err(error @ MediaError::Unsupported { .. }) if tag == TagType::Video => {
-                return Err(Fault::fatal(format!("{error}: send H.264 or H.265")).ours());
+                return Err(Fault::fatal(format!("{error}: send H.264, H.265, AV1 or VP9")).ours());
             }
             Err(MediaError::Unsupported { .. }) if self.audio_refused => {}
             Err(error) => {
@@ -49,6 +50,11 @@ impl Publishing {
                 let fault = Fault::recoverable(error.to_string());
                 return Err(if unsupported { fault.ours() } else { fault });
             }
+        }
+        if self.demux.left_out() > left_out {
+            return Err(
+                Fault::recoverable("one more track of a kind: one video and one audio track are carried").ours()
+            );
         }
         Ok(())
     }

@@ -5,8 +5,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{boxed, full};
 use crate::media::aac::AudioSpecificConfig;
+use crate::media::av1::Av1C;
 use crate::media::h264::AvcC;
 use crate::media::h265::HvcC;
+use crate::media::opus::{self, OpusHead};
 use crate::media::{Codec, Kind, Picture, Track, Unit};
 
 /// The clock of video tracks: that of units, ticks a second.
@@ -62,6 +64,14 @@ impl Description {
                 HvcC::parse(config?).ok()?;
                 Some(Self::video(id, unit))
             }
+            Codec::Av1 => {
+                Av1C::parse(config?).ok()?;
+                Some(Self::video(id, unit))
+            }
+            Codec::Opus => {
+                let head = OpusHead::parse(config?).ok()?;
+                Some(audio(opus::RATE, u16::from(head.channels), unit.data.clone()))
+            }
             Codec::Aac => {
                 let aac = AudioSpecificConfig::parse(config?).ok()?;
                 // Configuration 7 is 7.1; 0 leaves it to the stream, which is stereo as a rule.
@@ -78,7 +88,7 @@ impl Description {
                 Some(audio(head.rate, head.channels, Bytes::copy_from_slice(&[object_type])))
             }
             Codec::G711A | Codec::G711U => Some(audio(G711_RATE, 1, Bytes::new())),
-            Codec::Script => None,
+            Codec::Vp9 | Codec::Flac | Codec::Ac3 | Codec::Script => None,
         }
     }
 
@@ -101,6 +111,8 @@ impl Description {
                 let object_type = AudioSpecificConfig::parse(config).map_or(2, |aac| aac.object_type);
                 format!("mp4a.40.{object_type}")
             }
+            (Codec::Av1, record) => Av1C::parse(record).map(|record| av1_codecs(&record)).unwrap_or_default(),
+            (Codec::Opus, _) => "opus".to_owned(),
             (Codec::Mp3, [object_type, ..]) => format!("mp4a.{object_type:02X}"),
             (Codec::G711A, _) => "alaw".to_owned(),
             (Codec::G711U, _) => "ulaw".to_owned(),
@@ -116,6 +128,7 @@ impl Description {
                 let short = matches!(self.config.as_ref(), [first, second, ..] if first >> 3 == 2 && second & 4 != 0);
                 Some(if short { 960 } else { 1_024 })
             }
+            Codec::Opus => opus::samples(data),
             Codec::Mp3 => Mp3Head::parse(data).map(|head| head.samples),
             Codec::G711A | Codec::G711U => u32::try_from(data.len()).ok(),
             _ => None,
@@ -127,6 +140,8 @@ impl Description {
         match self.codec {
             Codec::H264 => self.visual(*b"avc1", *b"avcC", out),
             Codec::H265 => self.visual(*b"hvc1", *b"hvcC", out),
+            Codec::Av1 => self.visual(*b"av01", *b"av1C", out),
+            Codec::Opus => self.sound(*b"Opus", out, |out| opus_box(&self.config, out)),
             Codec::Aac => self.sound(*b"mp4a", out, |out| elementary_stream(MPEG4_AUDIO, &self.config, out)),
             Codec::Mp3 => {
                 let object_type = self.config.first().copied().unwrap_or(MPEG1_AUDIO);
@@ -134,7 +149,7 @@ impl Description {
             }
             Codec::G711A => self.sound(*b"alaw", out, |_| {}),
             Codec::G711U => self.sound(*b"ulaw", out, |_| {}),
-            Codec::Script => {}
+            Codec::Vp9 | Codec::Flac | Codec::Ac3 | Codec::Script => {}
         }
     }
 
@@ -172,6 +187,25 @@ impl Description {
             config(out);
         });
     }
+}
+
+/// AV1-ISOBMFF 5: profile, level and tier, depth; the rest has its defaults.
+fn av1_codecs(record: &Av1C) -> String {
+    let tier = if record.high_tier { 'H' } else { 'M' };
+    format!("av01.{}.{:02}{tier}.{:02}", record.profile, record.level, record.bit_depth)
+}
+
+/// `dOps` ("Encapsulation of Opus in ISO Base Media File Format", 4.3.2): OpusHead without its name, version 0, big endian.
+fn opus_box(head: &[u8], out: &mut BytesMut) {
+    let Ok(head) = OpusHead::parse(head) else { return };
+    boxed(out, *b"dOps", |out| {
+        out.put_slice(&[0, head.channels]);
+        out.put_u16(head.pre_skip);
+        out.put_u32(head.input_rate);
+        out.put_i16(head.gain);
+        out.put_u8(head.family);
+        out.put_slice(&head.mapping);
+    });
 }
 
 /// 14496-15, E.3: profile, compatibility in reverse, tier and level, constraints up to the last that is set.

@@ -151,6 +151,14 @@ fn codecs_strings_as_browsers_know_them() {
     let hevc = config(Track::Video, Codec::H265, Bytes::copy_from_slice(record).to_vec().leak()).unwrap();
     assert_eq!(hevc.codecs(), "hvc1.1.6.L90.90");
     assert_eq!(config(Track::Audio, Codec::Aac, &[0x2b, 0x92, 0x08, 0x00]).unwrap().codecs(), "mp4a.40.5");
+    let av1 = config(Track::Video, Codec::Av1, &[0x81, 0x04, 0x0c, 0x00]).unwrap();
+    assert_eq!(av1.codecs(), "av01.0.04M.08");
+    let opus = config(Track::Audio, Codec::Opus, b"OpusHead\x01\x02\x38\x01\x80\xbb\0\0\0\0\0").unwrap();
+    assert_eq!((opus.codecs().as_str(), opus.timescale, opus.channels), ("opus", 48_000, 2));
+    assert_eq!(opus.ticks_of(&[0xf8, 0]), Some(960));
+    let mut entry = BytesMut::new();
+    opus.write_entry(&mut entry);
+    assert!(entry.ends_with(b"\0\0\0\x13dOps\0\x02\x01\x38\0\0\xbb\x80\0\0\0"), "{entry:02x?}");
     let frame = |codec, data| Description::of(1, &unit(Track::Audio, codec, Kind::Key, 0, data));
     let mp3 = frame(Codec::Mp3, &[0xff, 0xfb, 0x90, 0xc4]).unwrap();
     assert_eq!((mp3.codecs().as_str(), mp3.timescale, mp3.channels), ("mp4a.6B", 44_100, 1));

@@ -11,6 +11,7 @@ use bytes::{Buf, BytesMut};
 use crate::media::amf0::Value;
 use crate::media::mux::MESSAGE_STREAM;
 use crate::media::{Container, Hevc, RTMP_CHUNK_SIZE, StreamName};
+use crate::rtmp::capabilities;
 use crate::rtmp::command::{Command, Writer, event, info, user_control};
 use crate::rtmp::frame::{ChunkReader, Message, kind};
 use crate::rtmp::handshake;
@@ -273,9 +274,8 @@ impl RtmpSession {
             out.close("connect without a usable application");
             return Ok(());
         }
-        if knows_hvc1(&field) {
-            self.hevc = Hevc::Enhanced;
-        }
+        let object = command.object().unwrap_or(&Value::Null);
+        self.hevc = capabilities::hevc_for(object);
         let encoding =
             field("objectEncoding").and_then(Value::as_number).map_or(0.0, |n| if n >= 3.0 { 3.0 } else { 0.0 });
         let properties = Value::object([("fmsVer", "FMS/3,0,1,123".into()), ("capabilities", 31.0.into())]);
@@ -285,9 +285,8 @@ impl RtmpSession {
             ("description".to_owned(), "Connection succeeded.".into()),
             ("objectEncoding".to_owned(), encoding.into()),
         ];
-        if field("fourCcList").is_some() {
-            // Enhanced RTMP v1: what we take beside the classic codecs.
-            information.push(("fourCcList".to_owned(), Value::StrictArray(vec!["avc1".into(), "hvc1".into()])));
+        if capabilities::announced(object) {
+            information.extend(capabilities::ours());
         }
         let mut bytes = BytesMut::new();
         self.writer.window_size(WINDOW, &mut bytes);
@@ -415,16 +414,6 @@ fn key_of(query: &str) -> Option<String> {
 fn parameter<'a>(name: &str, query: &'a str) -> Option<&'a str> {
     let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
     pairs.filter(|(n, _)| *n == name).map(|(_, value)| value).next()
-}
-
-/// Whether a `connect` announces Enhanced RTMP's H.265: in the list of version 1 or the map of version 2; `*` is any.
-fn knows_hvc1<'a>(field: &impl Fn(&str) -> Option<&'a Value>) -> bool {
-    const NAMES: [&str; 2] = ["hvc1", "*"];
-    let listed = match field("fourCcList") {
-        Some(Value::StrictArray(names)) => names.iter().filter_map(Value::as_str).any(|name| NAMES.contains(&name)),
-        _ => false,
-    };
-    listed || field("videoFourCcInfoMap").is_some_and(|map| NAMES.iter().any(|name| map.get(name).is_some()))
 }
 
 /// The beginning of a name from the wire, for messages.
