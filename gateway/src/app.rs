@@ -19,6 +19,7 @@ use crate::intake::{AdapterInfo, Intake};
 use crate::metrics::Metrics;
 use crate::stream::StreamCore;
 use crate::threads::Tasks;
+use crate::tls::ServerTls;
 use crate::transport::{self, Services};
 use crate::upstream::{self, Upstream};
 
@@ -38,6 +39,8 @@ pub struct App {
     /// Where the status page is.
     pub admin: Option<SocketAddr>,
     pub upstreams: Vec<Upstream>,
+    /// The listeners' certificates.
+    certificates: Vec<ServerTls>,
     tasks: Tasks,
 }
 
@@ -72,6 +75,7 @@ impl App {
         tasks.spawn("cameras", take_camera_reports(intake.clone(), camera_reports));
         tasks.spawn("latest", save_latest(devices.clone(), tasks.clone()));
         let services = Services { tasks: tasks.clone(), bus, intake, broker, streams, gatekeeper, metrics };
+        let certificates = plan.adapters.iter().filter_map(|adapter| adapter.tls.clone()).collect();
         let (mut bound, mut views) = (Vec::new(), Vec::new());
         for adapter in plan.adapters {
             let name = adapter.info.name.to_string();
@@ -85,7 +89,14 @@ impl App {
         let parts = admin::Parts::of(&plan.gateway_id, &services, views, upstreams.clone(), store_bytes_max);
         let admin = admin::start(&plan.config.admin, parts, &tasks).await?;
         info!(gateway = %plan.gateway_id, took = ?started.elapsed(), "started");
-        Ok(Self { services, bound, admin, upstreams, tasks })
+        Ok(Self { services, bound, admin, upstreams, certificates, tasks })
+    }
+
+    /// Reads the certificates of all listeners again where their files have changed.
+    pub async fn reload(&self) {
+        for certificate in &self.certificates {
+            certificate.look_again(&self.tasks, &self.services.metrics).await;
+        }
     }
 
     /// Stops everything: no new input, last words, last commit.

@@ -22,6 +22,11 @@ pub struct Browser {
 
 impl Browser {
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Started with more switches.
+    pub fn start_with(switches: &[&str]) -> Self {
         let port = free_port();
         let mut command = Command::new("chromedriver");
         command.arg(format!("--port={port}")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -29,7 +34,7 @@ impl Browser {
         wait_for("chromedriver", PATIENCE, || TcpStream::connect(("127.0.0.1", port)).ok());
         let profile = TempDir::new().expect("a temporary folder");
         let data = format!("--user-data-dir={}", profile.path().display());
-        let arguments = [
+        let mut arguments = vec![
             "--headless=new",
             "--no-sandbox",
             "--disable-gpu",
@@ -44,6 +49,7 @@ impl Browser {
             "--window-size=1280,1400",
             data.as_str(),
         ];
+        arguments.extend(switches);
         let wish = json!({"capabilities": {"alwaysMatch": {
             "browserName": "chrome",
             "goog:chromeOptions": {"args": arguments, "binary": "/usr/bin/chromium"},

@@ -15,6 +15,7 @@
 )]
 
 mod browser;
+mod certificates;
 mod device;
 mod flv;
 mod gateway;
@@ -23,6 +24,7 @@ mod ports;
 mod upstream;
 
 pub use browser::Browser;
+pub use certificates::{Authority, Certificate};
 pub use device::{Counter, Language};
 pub use flv::{Flv, WebSocket, push_rtmp};
 pub use gateway::{Gateway, Options};

@@ -162,6 +162,7 @@ async fn run(plan: Plan) -> anyhow::Result<ExitCode> {
     drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
     let why = tokio::select! {
         why = stop_signal() => why?,
+        ended = hang_ups(&app) => ended?,
         () = watchdog => "the watchdog",
     };
     info!(why, "stopping");
@@ -179,6 +180,17 @@ async fn watchdog(app: &App) {
             drop(sd_notify::notify(&[sd_notify::NotifyState::Watchdog]));
         }
     }
+}
+
+/// Has certificates read again at every SIGHUP; never ends otherwise.
+async fn hang_ups(app: &App) -> std::io::Result<&'static str> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut hang_ups = signal(SignalKind::hangup())?;
+    while hang_ups.recv().await.is_some() {
+        info!("SIGHUP: looking at the certificates");
+        app.reload().await;
+    }
+    std::future::pending().await
 }
 
 /// Resolves at SIGTERM or SIGINT.

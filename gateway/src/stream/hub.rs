@@ -13,7 +13,6 @@ use device_models::Report;
 use protocols::media::{Container, StreamName, Unit};
 use protocols::{Input, Outbox, Output};
 use rustix::time::{ClockId, clock_gettime};
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
@@ -179,9 +178,9 @@ impl Hub {
             refuse(handover, "the stream is gone");
             return;
         };
-        sockets::prepare_viewer(&handover.socket, source.borrow().bits_per_second(), self.window());
+        sockets::prepare_viewer(handover.socket.tcp(), source.borrow().bits_per_second(), self.window());
         let Handover { socket, session, mut outbox, unread, limits, peer } = handover;
-        let socket = match TcpStream::from_std(socket) {
+        let socket = match socket.register() {
             Ok(socket) => socket,
             Err(error) => {
                 debug!(stream = %name, %error, "cannot take over a viewer's socket");
@@ -414,13 +413,13 @@ async fn stop(hub: &Rc<Hub>) {
 
 /// Tells a peer that it cannot stay, as far as its socket takes it, and closes.
 pub(super) fn refuse(handover: Handover, reason: &str) {
-    let Handover { socket, mut session, mut outbox, .. } = handover;
+    let Handover { mut socket, mut session, mut outbox, .. } = handover;
     let mut goodbye = Outbox::default();
     // It is closed in any case: a fault in the goodbye changes nothing.
     let _fault = session.receive(Instant::now(), Input::Ended { reason }, &mut goodbye);
     let outputs = std::iter::from_fn(|| outbox.pop()).chain(std::iter::from_fn(|| goodbye.pop()));
     for bytes in outputs.filter_map(|output| if let Output::Send(bytes) = output { Some(bytes) } else { None }) {
-        if std::io::Write::write_all(&mut &socket, &bytes).is_err() {
+        if socket.write(&bytes).is_err() {
             return;
         }
     }

@@ -8,11 +8,11 @@ use bytes::BytesMut;
 use protocols::media::StreamName;
 use protocols::{Input, Limits, Outbox, Output, Session};
 use tokio::io::Interest;
-use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::hub::{Hub, Origin, SharedSource, refuse};
+use super::socket::Socket;
 use super::source::Generation;
 use super::{Handover, feed, sockets};
 
@@ -29,7 +29,7 @@ struct Ingest {
     hub: Rc<Hub>,
     source: SharedSource,
     generation: Generation,
-    socket: TcpStream,
+    socket: Socket,
     session: Box<dyn Session>,
     outbox: Outbox,
     unread: BytesMut,
@@ -49,9 +49,9 @@ pub(super) async fn run(hub: Rc<Hub>, stream: StreamName, handover: Handover) {
             return;
         }
     };
-    sockets::prepare(&handover.socket);
+    sockets::prepare(handover.socket.tcp());
     let Handover { socket, session, outbox, unread, limits, peer: _ } = handover;
-    let reason = match TcpStream::from_std(socket) {
+    let reason = match socket.register() {
         Ok(socket) => {
             let answers = BytesMut::new();
             let (hub, source, heard) = (hub.clone(), source.clone(), Instant::now());
@@ -79,7 +79,7 @@ impl Ingest {
             }
             let silent_at = self.heard + silence_max;
             let wake_at = self.session.deadline().map_or(silent_at, |deadline| deadline.min(silent_at));
-            let waits = !self.answers.is_empty();
+            let waits = !self.answers.is_empty() || self.socket.is_full(true);
             let interest = match (self.may_read(), waits) {
                 (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
                 (true, false) => Some(Interest::READABLE),
@@ -202,6 +202,11 @@ impl Ingest {
                 Err(error) => return Err(format!("the connection broke: {error}")),
             }
         }
+        if let Err(error) = self.socket.flush()
+            && error.kind() != io::ErrorKind::WouldBlock
+        {
+            return Err(format!("the connection broke: {error}"));
+        }
         if self.answers.len() > ANSWERS_MAX {
             return Err(format!("the publisher left more than {ANSWERS_MAX} bytes of answers unread"));
         }
@@ -217,12 +222,13 @@ impl Ingest {
             }
         }
         let _unsent = self.answer();
+        self.socket.say_goodbye();
     }
 }
 
-async fn ready(socket: &TcpStream, interest: Option<Interest>) -> io::Result<()> {
+async fn ready(socket: &Socket, interest: Option<Interest>) -> io::Result<()> {
     match interest {
-        Some(interest) => socket.ready(interest).await.map(drop),
+        Some(interest) => socket.ready(interest).await,
         None => std::future::pending().await,
     }
 }

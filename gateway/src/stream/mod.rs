@@ -21,6 +21,7 @@ mod ingest;
 mod log;
 mod recent;
 mod relay;
+mod socket;
 mod sockets;
 mod source;
 mod tap;
@@ -50,6 +51,7 @@ use self::gop::Keep;
 pub use self::info::{
     AudioInfo, Refused, RelayInfo, RelayState, StreamCounters, StreamInfo, TapInfo, ThreadInfo, VideoInfo,
 };
+pub use self::socket::Parked;
 pub use self::tap::{Tap, TapKind, TapRules, Tapped};
 use crate::config;
 use crate::threads::{self, Tasks};
@@ -70,7 +72,7 @@ pub enum StreamError {
 /// A connection whose protocol has said that it is a stream's source or viewer.
 pub struct Handover {
     /// Non-blocking, and registered with no runtime.
-    pub socket: std::net::TcpStream,
+    pub socket: Parked,
     pub session: Box<dyn Session>,
     /// Its first output is the `Source` or `Watch`; what follows has not been carried out.
     pub outbox: Outbox,

@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use super::hub::{Hub, SharedSource};
 use super::info::{RelayInfo, RelayState};
+use super::socket::{Parked, Socket};
 use super::sockets;
 use super::viewer::Viewer;
 use crate::config;
@@ -130,7 +131,7 @@ impl Relay {
         let fault = Arc::new(OnceLock::new());
         let session = Upstream { publisher, fault: fault.clone() };
         let (closed, ends) = oneshot::channel();
-        let account = self.hub.account(socket.peer_addr().ok());
+        let account = self.hub.account(socket.peer());
         let viewer = Viewer::new(socket, Box::new(session), unread, ANSWER_MAX, account).for_relay(closed);
         self.info.borrow_mut().connections += 1;
         self.say(RelayState::Sending, None);
@@ -140,7 +141,7 @@ impl Relay {
         fault.get().cloned().unwrap_or_else(|| reason.to_owned())
     }
 
-    async fn establish(&self) -> Result<(TcpStream, Publisher, BytesMut), RelayError> {
+    async fn establish(&self) -> Result<(Socket, Publisher, BytesMut), RelayError> {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(RelayError::Seed)?;
         let mut publisher = Publisher::new(self.target.clone(), &seed);
@@ -160,7 +161,7 @@ impl Relay {
         // The options are set on the plain socket, like those of the viewers that arrive from outside.
         let socket = socket.into_std()?;
         sockets::prepare_viewer(&socket, self.source.borrow().bits_per_second(), self.hub.window());
-        Ok((TcpStream::from_std(socket)?, publisher, unread))
+        Ok((Parked::Plain(socket).register()?, publisher, unread))
     }
 
     fn say(&self, state: RelayState, error: Option<String>) {

@@ -126,6 +126,7 @@ impl Rig {
         let address = socket.peer_addr().ok();
         let peer = Peer { address, adapter: Arc::from("test"), seed: [0; 32], secure: false };
         let limits = Limits { frame_max: 1 << 20, silence_max: None, admission_max: Duration::from_secs(5) };
+        let socket = Parked::Plain(socket);
         self.core.adopt(Handover { socket, session, outbox, unread: BytesMut::new(), limits, peer });
     }
 

@@ -8,12 +8,11 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use protocols::media::Hevc;
 use protocols::{Input, Outbox, Output, Session};
-use socket2::SockRef;
-use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use super::cursor::Cursor;
 use super::log::{Log, SLICES_MAX};
+use super::socket::Socket;
 
 /// Writes one visit may make: enough to bring a GOP to a new viewer, few enough not to hold up the others.
 const WRITES_MAX: usize = 4;
@@ -85,7 +84,7 @@ impl Account {
 }
 
 pub(super) struct Viewer {
-    socket: TcpStream,
+    socket: Socket,
     pub(super) account: Account,
     pub(super) cursor: Cursor,
     session: Box<dyn Session>,
@@ -112,7 +111,7 @@ pub(super) struct Viewer {
 
 impl Viewer {
     pub(super) fn new(
-        socket: TcpStream,
+        socket: Socket,
         session: Box<dyn Session>,
         unread: BytesMut,
         frame_max: usize,
@@ -247,16 +246,16 @@ impl Viewer {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             let filled = self.cursor.fill(log, &mut slices);
             let Some(slices) = slices.get(..filled).filter(|slices| !slices.is_empty()) else {
-                self.blocked_since = None;
-                return Flushed::Done;
+                return match self.socket.flush() {
+                    Ok(()) => {
+                        self.blocked_since = None;
+                        Flushed::Done
+                    }
+                    Err(error) => self.stopped(&error, now, stall_max),
+                };
             };
             let offered: usize = slices.iter().map(|slice| slice.len()).sum();
-            let outcome = if direct {
-                SockRef::from(&self.socket).send_vectored(slices)
-            } else {
-                self.socket.try_write_vectored(slices)
-            };
-            match outcome {
+            match self.socket.try_write_vectored(slices, direct) {
                 Ok(0) => return Flushed::Gone(Closed::Left),
                 Ok(written) => {
                     self.cursor.advance(log, written);
@@ -265,21 +264,27 @@ impl Viewer {
                     *bytes += written as u64;
                     self.account.bytes += written as u64;
                     self.account.written_at = Some(now);
-                    self.blocked_since = (written < offered).then_some(now);
-                    if written < offered {
+                    let full = self.socket.is_full(written == offered);
+                    self.blocked_since = full.then_some(now);
+                    if full {
                         return Flushed::Blocked;
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let since = *self.blocked_since.get_or_insert(now);
-                    let stalled = now.duration_since(since) > stall_max;
-                    return if stalled { Flushed::Gone(Closed::Stalled) } else { Flushed::Blocked };
-                }
-                Err(_) => return Flushed::Gone(Closed::Left),
+                Err(error) => return self.stopped(&error, now, stall_max),
             }
         }
         self.more = self.cursor.behind(log);
         if self.more { Flushed::More } else { Flushed::Done }
+    }
+
+    /// The kernel takes nothing: for now, for too long, or ever again.
+    fn stopped(&mut self, error: &io::Error, now: Instant, stall_max: Duration) -> Flushed {
+        if error.kind() != io::ErrorKind::WouldBlock {
+            return Flushed::Gone(Closed::Left);
+        }
+        let since = *self.blocked_since.get_or_insert(now);
+        let stalled = now.duration_since(since) > stall_max;
+        if stalled { Flushed::Gone(Closed::Stalled) } else { Flushed::Blocked }
     }
 
     /// Says goodbye as far as the kernel takes it, and closes.
@@ -291,6 +296,7 @@ impl Viewer {
             let _closing = self.carry_out(&mut outbox);
             self.cursor.retire(log);
             let _flushed = self.write(log, now, Duration::MAX, &mut 0);
+            self.socket.say_goodbye();
         }
         if let Some(relay) = self.relay.take() {
             // A relay that is gone itself does not need to know.

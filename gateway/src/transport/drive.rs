@@ -219,16 +219,13 @@ impl Drive {
             return;
         }
         let (session, limits, peer) = self.talk.dismantle().await;
-        match self.wire {
-            Wire::Tcp(socket) => match socket.into_std() {
-                Ok(socket) => {
-                    services.streams.adopt(Handover { socket, session, outbox, unread: self.unread, limits, peer });
-                }
-                Err(error) => debug!(%error, "cannot hand the connection over"),
-            },
-            Wire::Tls(_) | Wire::Serial(_) | Wire::Datagram { .. } => {
-                services.metrics.connection_refused(&peer.adapter, "streams_need_plain_tcp");
+        let mut unread = self.unread;
+        match self.wire.park(&mut unread) {
+            Ok(socket) => services.streams.adopt(Handover { socket, session, outbox, unread, limits, peer }),
+            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
+                services.metrics.connection_refused(&peer.adapter, "streams_need_tcp");
             }
+            Err(error) => debug!(%error, "cannot hand the connection over"),
         }
     }
 

@@ -1,6 +1,6 @@
 //! One peer's bytes, whatever they travel on.
 
-use std::io;
+use std::io::{self, ErrorKind, Read};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,6 +12,8 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio_rustls::server::TlsStream;
 use tokio_serial::SerialStream;
+
+use crate::stream::Parked;
 
 /// Bytes read at a time. One buffer per thread serves all connections, so an idle one holds none.
 const SCRATCH: usize = 32 * 1024;
@@ -66,7 +68,27 @@ impl Wire {
         match self {
             Self::Tcp(io) => io.shutdown().await,
             Self::Tls(io) => io.shutdown().await,
-            Self::Serial(_) | Self::Datagram { .. } => Err(io::ErrorKind::Unsupported.into()),
+            Self::Serial(_) | Self::Datagram { .. } => Err(ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Takes the connection from this runtime, for a stream thread. What TLS has decrypted already is added to `unread`.
+    pub(super) fn park(self, unread: &mut BytesMut) -> io::Result<Parked> {
+        match self {
+            Self::Tcp(socket) => Ok(Parked::Plain(socket.into_std()?)),
+            Self::Tls(stream) => {
+                let (socket, mut tls) = stream.into_inner();
+                let mut decrypted = Vec::new();
+                match tls.reader().read_to_end(&mut decrypted) {
+                    // No more for now, or no more at all: the stream thread finds that out anew.
+                    Ok(_) => {}
+                    Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::UnexpectedEof) => {}
+                    Err(error) => return Err(error),
+                }
+                unread.extend_from_slice(&decrypted);
+                Ok(Parked::Tls(socket.into_std()?, Box::new(tls.into())))
+            }
+            Self::Serial(_) | Self::Datagram { .. } => Err(ErrorKind::Unsupported.into()),
         }
     }
 
@@ -75,7 +97,7 @@ impl Wire {
         match self {
             Self::Datagram { socket, peer, .. } => match socket.try_send_to(packet, *peer) {
                 Ok(_) => Ok(()),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(()),
                 Err(e) => Err(e),
             },
             _ => Err(io::Error::other("not a packet wire")),
@@ -114,7 +136,7 @@ fn poll_read_scratch(
 async fn write_stream(io: &mut (impl AsyncWrite + Unpin), bytes: &mut BytesMut) -> io::Result<usize> {
     let written = std::future::poll_fn(|cx| Pin::new(&mut *io).poll_write(cx, bytes)).await?;
     if written == 0 {
-        return Err(io::ErrorKind::WriteZero.into());
+        return Err(ErrorKind::WriteZero.into());
     }
     bytes.advance(written);
     // TLS keeps written bytes in a buffer of its own until it is flushed.

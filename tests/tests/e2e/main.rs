@@ -23,3 +23,4 @@ mod service;
 mod store;
 mod streams;
 mod style;
+mod tls;

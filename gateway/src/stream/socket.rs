@@ -1,0 +1,234 @@
+//! One connection of a stream thread: plain TCP, or TLS over it, behind the few calls that its publisher or viewer is
+//! served with. None of them waits.
+//!
+//! A plain socket costs what it costs without this file. On a TLS one a write takes plain bytes only when everything
+//! encrypted before is with the kernel, so that at most [`ENCRYPTED_MAX`] bytes wait in here and a slow viewer's lag
+//! stays where it is bounded: in the shared log. Must not be in here: handshakes (`transport`), certificates (`tls`).
+
+use std::io::{self, BufRead, ErrorKind, IoSlice, Read, Write};
+use std::net::SocketAddr;
+
+use bytes::BytesMut;
+use rustls::Connection;
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+/// Plain bytes encrypted ahead of the kernel, at most: two records. A stalled viewer holds this much beside its cursor.
+const ENCRYPTED_MAX: usize = 32 * 1024;
+
+/// A connection on its way from one runtime to another: registered with neither.
+#[derive(Debug)]
+pub enum Parked {
+    Plain(std::net::TcpStream),
+    /// The handshake is done, and every byte it decrypted has been read.
+    Tls(std::net::TcpStream, Box<Connection>),
+}
+
+impl Parked {
+    /// The TCP socket, for its options.
+    pub fn tcp(&self) -> &std::net::TcpStream {
+        match self {
+            Self::Plain(tcp) | Self::Tls(tcp, _) => tcp,
+        }
+    }
+
+    /// Registers with the runtime that this is called in.
+    pub(super) fn register(self) -> io::Result<Socket> {
+        match self {
+            Self::Plain(tcp) => Ok(Socket::Plain(TcpStream::from_std(tcp)?)),
+            Self::Tls(tcp, mut tls) => {
+                tls.set_buffer_limit(Some(ENCRYPTED_MAX));
+                Ok(Socket::Tls(Box::new(Tls { tcp: TcpStream::from_std(tcp)?, tls })))
+            }
+        }
+    }
+
+    /// Writes as far as the kernel takes it.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Plain(tcp) => tcp.write_all(bytes),
+            Self::Tls(tcp, tls) => {
+                tls.writer().write_all(bytes)?;
+                while tls.wants_write() {
+                    tls.write_tls(tcp)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A registered connection.
+#[derive(Debug)]
+pub(super) enum Socket {
+    Plain(TcpStream),
+    Tls(Box<Tls>),
+}
+
+#[derive(Debug)]
+pub(super) struct Tls {
+    tcp: TcpStream,
+    tls: Box<Connection>,
+}
+
+impl Socket {
+    /// Resolves when a read or write may get on. Decrypted bytes that were not read count: their socket is readable.
+    pub(super) async fn ready(&self, interest: Interest) -> io::Result<()> {
+        self.tcp().ready(interest).await.map(drop)
+    }
+
+    /// 0: the peer closed its side.
+    pub(super) fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(tcp) => tcp.try_read(buffer),
+            Self::Tls(tls) => tls.read(buffer),
+        }
+    }
+
+    /// Adds what is there to the buffer: as much as it has room for, or one piece of what was decrypted.
+    pub(super) fn try_read_buf(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
+        match self {
+            Self::Plain(tcp) => tcp.try_read_buf(buffer),
+            Self::Tls(tls) => tls.read_buf(buffer),
+        }
+    }
+
+    pub(super) fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(tcp) => tcp.try_write(bytes),
+            Self::Tls(tls) => tls.write(&[IoSlice::new(bytes)], false),
+        }
+    }
+
+    /// `direct`: past the runtime, which knows a new socket as writable only after its next poll.
+    pub(super) fn try_write_vectored(&mut self, slices: &[IoSlice<'_>], direct: bool) -> io::Result<usize> {
+        match self {
+            Self::Plain(tcp) if direct => SockRef::from(&*tcp).send_vectored(slices),
+            Self::Plain(tcp) => tcp.try_write_vectored(slices),
+            Self::Tls(tls) => tls.write(slices, direct),
+        }
+    }
+
+    /// Whether the kernel takes no more for now, after a write that took all (or not all) of what it was offered.
+    pub(super) fn is_full(&self, took_all: bool) -> bool {
+        match self {
+            Self::Plain(_) => !took_all,
+            Self::Tls(tls) => tls.tls.wants_write(),
+        }
+    }
+
+    /// Hands the kernel what was encrypted and not yet taken; `WouldBlock` while it does not take all.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(_) => Ok(()),
+            Self::Tls(tls) => tls.flush(false),
+        }
+    }
+
+    /// Says that nothing more comes, as far as the kernel takes it.
+    pub(super) fn say_goodbye(&mut self) {
+        if let Self::Tls(tls) = self {
+            tls.tls.send_close_notify();
+            // The connection ends in any case.
+            let _unsent = tls.flush(false);
+        }
+    }
+
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
+        self.tcp().peer_addr().ok()
+    }
+
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => &tls.tcp,
+        }
+    }
+}
+
+impl Tls {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.tls.reader().read(buffer) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.fill()?,
+                // TCP's end without TLS's: nothing was cut off that the protocol above would not notice.
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(0),
+                read => return read,
+            }
+        }
+    }
+
+    fn read_buf(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
+        loop {
+            let mut reader = self.tls.reader();
+            match reader.fill_buf() {
+                Ok(piece) => {
+                    let len = piece.len();
+                    buffer.extend_from_slice(piece);
+                    reader.consume(len);
+                    return Ok(len);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.fill()?,
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(0),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Reads records off the socket. Called only when everything decrypted was read: `WouldBlock` then means that the
+    /// runtime will say when there is more.
+    fn fill(&mut self) -> io::Result<()> {
+        self.tls.read_tls(&mut Tcp { tcp: &self.tcp, direct: false })?;
+        let outcome = self.tls.process_new_packets();
+        if self.tls.wants_write() {
+            // An alert, or the answer to new keys; what does not fit now goes with the next write.
+            let _unsent = self.flush(false);
+        }
+        outcome.map(drop).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
+    }
+
+    fn write(&mut self, slices: &[IoSlice<'_>], direct: bool) -> io::Result<usize> {
+        self.flush(direct)?;
+        let taken = self.tls.writer().write_vectored(slices)?;
+        match self.flush(direct) {
+            Err(error) if error.kind() != ErrorKind::WouldBlock => Err(error),
+            _ => Ok(taken),
+        }
+    }
+
+    fn flush(&mut self, direct: bool) -> io::Result<()> {
+        while self.tls.wants_write() {
+            if self.tls.write_tls(&mut Tcp { tcp: &self.tcp, direct })? == 0 {
+                return Err(ErrorKind::WriteZero.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The TCP socket as rustls wants it.
+struct Tcp<'a> {
+    tcp: &'a TcpStream,
+    direct: bool,
+}
+
+impl Read for Tcp<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.tcp.try_read(buffer)
+    }
+}
+
+impl Write for Tcp<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        if self.direct { SockRef::from(self.tcp).send_vectored(slices) } else { self.tcp.try_write_vectored(slices) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
