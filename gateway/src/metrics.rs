@@ -119,6 +119,8 @@ figures! {
     StreamBytesOut "stream_bytes_out_total" SampledCounter ["stream"] "Bytes of media sent to viewers";
     StreamFrames "stream_frames_total" SampledCounter ["stream"] "Video frames the source sent";
     StreamSkips "stream_skips_total" SampledCounter ["stream"] "Jumps of viewers that had fallen behind";
+    StreamFaults "stream_faults_total" SampledCounter ["stream"] "Broken messages of the source, and tracks that are not carried";
+    StreamTimesFixed "stream_times_fixed_total" SampledCounter ["stream"] "Timestamps of the source that were corrected";
     ThreadBusy "thread_busy_ratio" Gauge ["thread"] "Part of the time a pinned thread works, 0 to 1";
     ThreadLag "thread_loop_lag_seconds" Gauge ["thread"] "Longest wait of a pinned thread's loop in its last second";
     BrokerSessions "broker_sessions" SampledGauge [] "MQTT sessions kept";

@@ -109,6 +109,10 @@ pub struct StreamView {
     pub bytes_in: u64,
     pub bytes_out: u64,
     pub skips: u64,
+    /// Broken messages of the publisher, and tracks that are not carried.
+    pub faults: u64,
+    /// Timestamps of the publisher that were corrected.
+    pub times_fixed: u64,
     pub relays: Vec<RelayView>,
 }
 

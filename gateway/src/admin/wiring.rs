@@ -170,6 +170,8 @@ fn stream_view(info: &StreamInfo) -> StreamView {
         bytes_in: info.counters.bytes_in,
         bytes_out: info.counters.bytes_out,
         skips: info.counters.skips,
+        faults: info.counters.faults,
+        times_fixed: info.counters.times_fixed,
         relays: relays.collect(),
     }
 }
@@ -283,6 +285,8 @@ fn stream_figures(info: &StreamInfo) -> Vec<Sample> {
         one(Figure::StreamBytesOut, info.counters.bytes_out as f64),
         one(Figure::StreamFrames, info.counters.video_frames as f64),
         one(Figure::StreamSkips, info.counters.skips as f64),
+        one(Figure::StreamFaults, info.counters.faults as f64),
+        one(Figure::StreamTimesFixed, info.counters.times_fixed as f64),
     ]
 }
 

@@ -16,6 +16,7 @@ mod devices;
 mod dialects;
 mod docs;
 mod durability;
+mod enhanced;
 mod formats;
 mod hostile;
 mod load;
