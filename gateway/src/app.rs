@@ -84,7 +84,7 @@ impl App {
             bound.push((name, address));
             views.push(AdapterView { address, ..view });
         }
-        let upstreams = start_upstreams(&plan.config.upstreams, &plan.gateway_id, &services)?;
+        let upstreams = start_upstreams(&plan.config, &plan.gateway_id, &services)?;
         let store_bytes_max = plan.config.store.cap_mib * 1024 * 1024;
         let parts = admin::Parts::of(&plan.gateway_id, &services, views, upstreams.clone(), store_bytes_max);
         let admin = admin::start(&plan.config.admin, parts, &tasks).await?;
@@ -111,9 +111,11 @@ impl App {
     }
 }
 
-fn start_upstreams(configs: &[config::Upstream], gateway: &str, services: &Services) -> anyhow::Result<Vec<Upstream>> {
+fn start_upstreams(config: &config::Config, gateway: &str, services: &Services) -> anyhow::Result<Vec<Upstream>> {
+    let configs = &config.upstreams;
     upstream::forget_removed(&services.bus, configs)?;
     let parts = upstream::Parts {
+        quarantine: config.store.path.join("refused"),
         gateway: Arc::from(gateway),
         bus: services.bus.clone(),
         things: Arc::new(services.intake.devices().clone()),

@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::{CONTENT_TYPE, HOST, USER_AGENT};
+use hyper::header::{CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
 use hyper::{Request, Uri};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
@@ -55,6 +55,8 @@ pub enum HttpError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
+    /// `Retry-After` in seconds (RFC 9110, 10.2.3). A date is not read: the box's clock may be anything.
+    pub retry_after: Option<Duration>,
     /// At most [`ANSWER_MAX`] bytes.
     pub body: Bytes,
 }
@@ -126,6 +128,19 @@ impl Client {
             Ok(answer)
         };
         tokio::time::timeout(patience, talk).await.unwrap_or(Err(HttpError::Patience(patience)))
+    }
+
+    /// Sees that there is a connection to post on.
+    pub async fn warm(&self, patience: Duration) -> Result<(), HttpError> {
+        let ready = async {
+            let kept = match self.take().await {
+                Some(kept) => kept,
+                None => self.connect().await?,
+            };
+            self.keep(kept);
+            Ok(())
+        };
+        tokio::time::timeout(patience, ready).await.unwrap_or(Err(HttpError::Patience(patience)))
     }
 
     fn request(
@@ -212,8 +227,11 @@ impl Kept {
         let mut answer = std::pin::pin!(async move {
             let response = sender.send_request(request).await?;
             let status = response.status().as_u16();
+            let retry_after =
+                response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
             let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await.map_err(HttpError::Body)?;
-            Ok(Answer { status, body: body.to_bytes() })
+            let retry_after = retry_after.map(Duration::from_secs);
+            Ok(Answer { status, retry_after, body: body.to_bytes() })
         });
         tokio::select! {
             biased;
@@ -287,11 +305,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_the_server_closed_is_replaced() {
-        let answer = "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n";
+        let answer = "HTTP/1.1 403 Forbidden\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n";
         let (url, _heard) = server(vec![answer, answer], 1).await;
         let client = Client::new(&url, &Trust::default()).unwrap();
         for _ in 0..2 {
-            assert_eq!(post(&client, "", PATIENCE).await.unwrap().status, 403);
+            let answer = post(&client, "", PATIENCE).await.unwrap();
+            assert_eq!((answer.status, answer.retry_after), (403, Some(Duration::from_secs(7))));
         }
     }
 

@@ -16,7 +16,9 @@ use gateway::bus::Bus;
 use gateway::metrics::Metrics;
 use gateway::receive::{self, Consumer, Content, Delivered};
 use gateway::threads::Tasks;
-use gateway::upstream::link::{Event, Link, Settings};
+use gateway::upstream::destination::mqtt::Link;
+use gateway::upstream::destination::place::Place;
+use gateway::upstream::destination::{Event, Settings, Version};
 use gateway::upstream::{Known, Parts, Status, Things, Upstream};
 use gateway::{clock, config};
 
@@ -172,6 +174,7 @@ impl Site {
             things: Arc::clone(&meter) as Arc<dyn Things>,
             tasks: tasks.clone(),
             metrics: Metrics::new(),
+            quarantine: folder.join("refused"),
         };
         let config = toml::from_str(&format!("name = \"cloud\"\nurl = \"{url}\"\nbatch_ms = 20\n{settings}")).unwrap();
         let upstream = Upstream::start(config, &parts).unwrap();
@@ -236,8 +239,8 @@ struct Platform {
 impl Platform {
     async fn connect(broker: &Mosquitto, tasks: &Tasks) -> Self {
         let settings = Settings {
-            host: "127.0.0.1".to_owned(),
-            port: broker.port,
+            place: Place::mqtt("127.0.0.1", broker.port),
+            version: Version::V5,
             trust: None,
             client_id: "platform".to_owned(),
             credentials: None,
@@ -246,6 +249,8 @@ impl Platform {
             session_expiry: Duration::ZERO,
             window: 20,
             will: None,
+            token: None,
+            content_type: "",
         };
         let mut link = Link::open(&settings, tasks).unwrap();
         assert!(matches!(link.next().await, Event::Up { .. }));
@@ -268,7 +273,7 @@ impl Platform {
                             return found;
                         }
                     }
-                    Event::Down(reason) => panic!("the platform lost its broker: {reason}"),
+                    Event::Down { reason, .. } => panic!("the platform lost its broker: {reason}"),
                     _ => {}
                 }
             }

@@ -21,6 +21,7 @@ mod flv;
 mod gateway;
 mod peer;
 mod ports;
+mod post;
 mod upstream;
 
 pub use browser::Browser;
@@ -30,6 +31,7 @@ pub use flv::{Flv, WebSocket, push_rtmp};
 pub use gateway::{Gateway, Options};
 pub use peer::{Child, newer_ffmpeg, run, run_ok, shell};
 pub use ports::free_port;
+pub use post::{Post, PostReceiver, Reply};
 pub use upstream::{Mosquitto, Receiver};
 
 use std::path::PathBuf;

@@ -15,14 +15,21 @@ use crate::{Child, PATIENCE, binary, free_port, wait_for};
 #[derive(Debug)]
 pub struct Mosquitto {
     pub port: u16,
+    /// More lines of its configuration: another listener, a password file.
+    more: String,
     folder: TempDir,
     child: Option<Child>,
 }
 
 impl Mosquitto {
     pub fn start() -> Self {
+        Self::with("")
+    }
+
+    /// With more lines of configuration.
+    pub fn with(more: &str) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
-        let mut broker = Self { port: free_port(), folder, child: None };
+        let mut broker = Self { port: free_port(), more: more.to_owned(), folder, child: None };
         broker.resume();
         broker
     }
@@ -32,9 +39,10 @@ impl Mosquitto {
         let folder = self.folder.path();
         let config = format!(
             "listener {} 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location {}/\nuser root\n\
-             max_queued_messages 0\nmax_inflight_messages 100\n",
+             max_queued_messages 0\nmax_inflight_messages 100\n{}\n",
             self.port,
-            folder.display()
+            folder.display(),
+            self.more
         );
         let file = folder.join("mosquitto.conf");
         std::fs::write(&file, config).expect("its configuration");

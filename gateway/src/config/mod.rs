@@ -249,14 +249,20 @@ pub struct Credential {
 #[serde(deny_unknown_fields)]
 pub struct Upstream {
     pub name: String,
-    /// `mqtt://HOST:PORT` or `mqtts://HOST:PORT`.
+    /// Where it is and how it is spoken to: `mqtt`, `mqtts`, `ws`, `wss` (MQTT over WebSocket), `http`, `https`, `nats`,
+    /// `nats+tls`, then `://HOST[:PORT][/PATH]`.
     pub url: String,
+    /// Of MQTT: `5` or `3.1.1`.
+    #[serde(default)]
+    pub mqtt_version: MqttVersion,
     /// How the platform wants it said.
     #[serde(default)]
     pub dialect: Dialect,
     pub username: Option<String>,
     pub password_file: Option<PathBuf>,
     pub password_env: Option<String>,
+    /// Instead of name and password, where the destination takes one (HTTP, NATS): a bearer token.
+    pub token_file: Option<PathBuf>,
     /// Certificate authorities, PEM; absent: the built-in web roots.
     pub ca_file: Option<PathBuf>,
     /// Client certificate and key, PEM.
@@ -273,6 +279,15 @@ pub struct Upstream {
     pub inflight_max: u16,
     #[serde(default = "Upstream::keep_alive_seconds")]
     pub keep_alive_seconds: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+pub enum MqttVersion {
+    #[default]
+    #[serde(rename = "5")]
+    V5,
+    #[serde(rename = "3.1.1")]
+    V311,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]

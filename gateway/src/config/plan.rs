@@ -11,12 +11,13 @@ use protocols::Wire;
 
 use super::load::Loaded;
 use super::problem::{Places, Problem, Problems};
-use super::{Adapter, Config, Credential};
+use super::{Adapter, Config, Credential, Dialect, MqttVersion, Upstream};
 use crate::credentials;
 use crate::devices::Declared;
 use crate::intake::AdapterInfo;
 use crate::tls::{ServerTls, TlsError};
 use crate::transport::{self, Language, Listen};
+use crate::upstream::destination::{self, place::Place};
 
 /// Everything needed to start.
 #[derive(Debug)]
@@ -357,9 +358,7 @@ impl Check<'_> {
                     "each upstream needs a name of its own: its backlog is kept under it",
                 );
             }
-            if !upstream.url.starts_with("mqtt://") && !upstream.url.starts_with("mqtts://") {
-                self.problem(format!("{key}.url"), "write mqtt://HOST:PORT or mqtts://HOST:PORT");
-            }
+            self.destination(&key, upstream);
             if !(1..=256).contains(&upstream.batch_kib) {
                 self.problem(format!("{key}.batch_kib"), "out of range: 1 to 256 KiB");
             }
@@ -371,6 +370,7 @@ impl Check<'_> {
             }
             for (what, file) in [
                 ("password_file", &upstream.password_file),
+                ("token_file", &upstream.token_file),
                 ("ca_file", &upstream.ca_file),
                 ("cert_file", &upstream.cert_file),
                 ("key_file", &upstream.key_file),
@@ -379,6 +379,30 @@ impl Check<'_> {
                     self.problem(format!("{key}.{what}"), format!("{} is not a file", file.display()));
                 }
             }
+        }
+    }
+
+    /// The destination, and whether it can carry the dialect.
+    fn destination(&mut self, key: &str, upstream: &Upstream) {
+        let place = match upstream.url.parse::<Place>() {
+            Ok(place) => place,
+            Err(error) => return self.problem(format!("{key}.url"), error.to_string()),
+        };
+        if let Some(why) = destination::unsupported(place.scheme) {
+            self.problem(format!("{key}.url"), why);
+        }
+        let plain = matches!(upstream.dialect, Dialect::Native | Dialect::Json);
+        if !place.scheme.is_mqtt() && !plain {
+            self.problem(
+                format!("{key}.dialect"),
+                "this dialect is one of MQTT topics; here there are `native` and `json`",
+            );
+        }
+        if !place.scheme.is_mqtt() && upstream.mqtt_version != MqttVersion::default() {
+            self.problem(format!("{key}.mqtt_version"), "only MQTT has one");
+        }
+        if place.scheme.is_mqtt() && upstream.token_file.is_some() {
+            self.problem(format!("{key}.token_file"), "MQTT has a name and a password: username, password_file");
         }
     }
 

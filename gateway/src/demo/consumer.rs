@@ -8,7 +8,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::receive::Consumer;
 use crate::threads::Tasks;
-use crate::upstream::link::{Event, Link, Settings};
+use crate::upstream::destination::mqtt::Link;
+use crate::upstream::destination::place::Place;
+use crate::upstream::destination::{Event, Settings, Version};
 
 /// Publishes the door may send before we acknowledge.
 const WINDOW: u16 = 100;
@@ -39,8 +41,8 @@ impl Platform {
         let platform =
             Self { book: Arc::default(), listening: CancellationToken::new(), end: CancellationToken::new() };
         let settings = Settings {
-            host: door.ip().to_string(),
-            port: door.port(),
+            place: Place::mqtt(door.ip().to_string(), door.port()),
+            version: Version::V5,
             trust: None,
             client_id: "reference-consumer".to_owned(),
             credentials: None,
@@ -49,6 +51,8 @@ impl Platform {
             session_expiry: Duration::from_secs(3600),
             window: WINDOW,
             will: None,
+            token: None,
+            content_type: "",
         };
         let (running, tasks_of_link) = (platform.clone(), tasks.clone());
         tasks.spawn("demo-platform", async move { running.run(&settings, &tasks_of_link).await });
@@ -111,7 +115,7 @@ impl Platform {
                     tracing::warn!(reason, "the demo's platform may not listen");
                     return;
                 }
-                Event::Down(_) => return,
+                Event::Down { .. } => return,
                 Event::Confirmed(_) | Event::Refused { .. } => Ok(()),
             };
             if done.is_err() {

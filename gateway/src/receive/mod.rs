@@ -21,7 +21,9 @@ use tracing::{info, warn};
 
 use crate::threads::Tasks;
 use crate::tls::Trust;
-use crate::upstream::link::{Arrival, Event, Link, LinkError, Place, Settings};
+use crate::upstream::destination::mqtt::Link;
+use crate::upstream::destination::place::{Place, PlaceError};
+use crate::upstream::destination::{Arrival, Event, LinkError, Settings, Version};
 
 /// Publishes the broker may send before we acknowledge.
 const WINDOW: u16 = 100;
@@ -34,7 +36,7 @@ const CLOSE_MAX: Duration = Duration::from_secs(1);
 /// What `sluicegate receive` is asked to do.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// The broker: mqtt://HOST or mqtts://HOST, with :PORT where it is not 1883 or 8883
+    /// The broker: mqtt://HOST, mqtts://HOST, ws://HOST/PATH or wss://HOST/PATH, with :PORT where it is not the usual one
     #[arg(long)]
     pub url: String,
     /// The gateway to listen to; `+` for all
@@ -78,6 +80,10 @@ pub struct Options {
 pub enum ReceiveError {
     #[error(transparent)]
     Link(#[from] LinkError),
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    #[error("`{0}` is no MQTT broker: mqtt, mqtts, ws or wss")]
+    Broker(String),
     #[error("environment variable {0} (from --password-env) is not set")]
     Password(String),
     #[error("`{0}` is no gateway's name: letters, digits, `-`, `_`, or `+` for all")]
@@ -166,7 +172,10 @@ impl Options {
         if self.gateway != "+" && (self.gateway.is_empty() || !self.gateway.chars().all(plain)) {
             return Err(ReceiveError::Gateway(self.gateway.clone()));
         }
-        let Place { host, port, tls } = self.url.parse()?;
+        let place: Place = self.url.parse()?;
+        if !place.scheme.is_mqtt() {
+            return Err(ReceiveError::Broker(self.url.clone()));
+        }
         let password = match &self.password_env {
             None => String::new(),
             Some(name) => std::env::var(name).map_err(|_| ReceiveError::Password(name.clone()))?,
@@ -174,9 +183,9 @@ impl Options {
         let trust =
             Trust { ca_file: self.ca_file.clone(), cert_file: self.cert_file.clone(), key_file: self.key_file.clone() };
         Ok(Settings {
-            host,
-            port,
-            trust: tls.then_some(trust),
+            trust: place.is_tls().then_some(trust),
+            place,
+            version: Version::V5,
             client_id: self.client_id.clone(),
             credentials: self.username.clone().map(|name| (name, password)),
             keep_alive: Duration::from_secs(15),
@@ -184,6 +193,8 @@ impl Options {
             session_expiry: Duration::from_secs(self.expiry_seconds),
             window: WINDOW,
             will: None,
+            token: None,
+            content_type: "",
         })
     }
 }
@@ -213,7 +224,7 @@ impl Receiver {
                     }
                 }
                 Event::NotSubscribed(reason) => return Err(ReceiveError::NotSubscribed(reason)),
-                Event::Down(reason) => return Ok(End::Lost(reason)),
+                Event::Down { reason, .. } => return Ok(End::Lost(reason)),
                 Event::Subscribed => info!(url = self.options.url, "subscribed"),
                 Event::Confirmed(_) | Event::Refused { .. } => {}
             }

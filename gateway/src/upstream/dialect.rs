@@ -4,9 +4,12 @@
 //! A dialect is pure: no clock, no state, no connection. What it cannot say it names in [`Said::left_out`]; nothing is
 //! left out in silence.
 
+use std::sync::Arc;
+
 use device_models::wire::{Catalog, Clock, Hole, WireError};
 use device_models::{Class, Message};
 
+pub(super) use super::destination::{Origin, Publication};
 use super::down::{Command, Malformed};
 use super::homeassistant::HomeAssistant;
 use super::jetlinks::JetLinks;
@@ -38,14 +41,6 @@ pub(super) struct Parcel<'a> {
     /// Sequence numbers that no longer exist, between the messages.
     pub holes: &'a [Hole],
     pub catalog: &'a Catalog,
-}
-
-/// One MQTT publish, QoS 1.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Publication {
-    pub topic: String,
-    pub payload: Vec<u8>,
-    pub retain: bool,
 }
 
 /// What a parcel became.
@@ -98,6 +93,11 @@ pub(super) trait Dialect: Send + Sync + std::fmt::Debug {
         false
     }
 
+    /// The media type of its payloads, for destinations that name it.
+    fn content_type(&self) -> &'static str {
+        "application/json"
+    }
+
     fn station(&self, scope: Scope<'_>, run: Run) -> Option<Station>;
 
     /// What to subscribe to.
@@ -138,6 +138,25 @@ pub(super) fn dialect(word: config::Dialect) -> &'static dyn Dialect {
     }
 }
 
+// === impl Parcel ===
+
+impl Parcel<'_> {
+    /// The numbers `first..=last` of this parcel, of one thing or of several.
+    pub(super) fn origin(&self, first: u64, last: u64, thing: Option<&Arc<str>>) -> Origin {
+        let (gateway, thing) = (Arc::from(self.scope.gateway), thing.map(Arc::clone));
+        Origin { gateway, epoch: self.epoch, class: self.class, first, last, thing }
+    }
+
+    /// All its numbers: the first, and the last.
+    pub(super) fn span(&self) -> (u64, u64) {
+        let message = |at: Option<&(u64, Message)>| at.map(|(seq, _)| *seq);
+        let first = self.holes.first().map(|hole| hole.first).into_iter().chain(message(self.messages.first())).min();
+        let end = |hole: &Hole| hole.first.saturating_add(hole.count.saturating_sub(1));
+        let last = self.holes.last().map(end).max(message(self.messages.last()));
+        (first.unwrap_or_default(), last.unwrap_or_default())
+    }
+}
+
 // === impl Scope ===
 
 impl Scope<'_> {
@@ -149,18 +168,6 @@ impl Scope<'_> {
     /// What [`command_id`](Self::command_id) was made of; `None`: somebody else's command.
     pub(super) fn own<'i>(&self, id: &'i str) -> Option<&'i str> {
         id.strip_prefix(self.upstream)?.strip_prefix(':')
-    }
-}
-
-// === impl Publication ===
-
-impl Publication {
-    pub(super) fn json(topic: String, payload: &serde_json::Value) -> Self {
-        Self { topic, payload: payload.to_string().into_bytes(), retain: false }
-    }
-
-    pub(super) fn retained(self) -> Self {
-        Self { retain: true, ..self }
     }
 }
 

@@ -120,7 +120,7 @@ impl Dialect for HomeAssistant {
 fn availability(scope: Scope<'_>, thing: &str, online: bool) -> Publication {
     let payload = if online { "online" } else { "offline" };
     let topic = format!("{}/availability", place(scope, thing));
-    Publication { topic, payload: payload.as_bytes().to_vec(), retain: true }
+    Publication::new(topic, payload.as_bytes().to_vec()).retained()
 }
 
 /// Home Assistant knows only the present: of backlog, the newest value of each property goes. These are the others, by
@@ -158,7 +158,7 @@ fn state(scope: Scope<'_>, message: &Message, sample: &Sample, said: &mut Said) 
         value => Json::from(value).to_string(),
     };
     let topic = format!("{}/state/{}", place(scope, &message.thing), level(&sample.name));
-    said.publications.push(Publication { topic, payload: payload.into_bytes(), retain: true });
+    said.publications.push(Publication::new(topic, payload.into_bytes()).retained());
 }
 
 /// Everything but properties.

@@ -32,10 +32,11 @@ impl Dialect for Json {
 
     fn encode(&self, parcel: &Parcel<'_>) -> Result<Said, WireError> {
         let messages = parcel.messages.iter().map(|(seq, message)| {
-            let object = message_json(message);
+            let object = identified(message_json(message), parcel, Some(*seq));
             let topic =
                 format!("sg/v1/{}/json/{}/{}", parcel.scope.gateway, topic_levels(&message.thing), kind(message));
-            (*seq, topic, identified(object, parcel, Some(*seq)))
+            let origin = Some(parcel.origin(*seq, *seq, Some(&message.thing)));
+            (*seq, Publication { origin, ..Publication::json(topic, &object) })
         });
         let holes = parcel.holes.iter().map(|hole| {
             let last = hole.first.saturating_add(hole.count.saturating_sub(1));
@@ -43,11 +44,13 @@ impl Dialect for Json {
                 "class": parcel.class.topic(), "first": hole.first, "last": last, "reason": hole.reason,
             });
             let topic = format!("sg/v1/{}/json/-/gap", parcel.scope.gateway);
-            (hole.first, topic, identified(json!({ "gap": gap }), parcel, None))
+            let origin = Some(parcel.origin(hole.first, last, None));
+            let object = identified(json!({ "gap": gap }), parcel, None);
+            (hole.first, Publication { origin, ..Publication::json(topic, &object) })
         });
-        let mut all: Vec<(u64, String, Value)> = messages.chain(holes).collect();
-        all.sort_by_key(|(seq, ..)| *seq);
-        Ok(all.into_iter().map(|(_, topic, object)| Publication::json(topic, &object)).collect::<Vec<_>>().into())
+        let mut all: Vec<(u64, Publication)> = messages.chain(holes).collect();
+        all.sort_by_key(|(seq, _)| *seq);
+        Ok(all.into_iter().map(|(_, publication)| publication).collect::<Vec<_>>().into())
     }
 }
 

@@ -1,21 +1,23 @@
 //! The way upstream: one task a destination reads the bus through a durable cursor of its own, says it in the
-//! destination's dialect, and moves the cursor only when the broker has confirmed it.
+//! destination's dialect, and moves the cursor only when the destination has confirmed it.
 //!
 //! | file | what |
 //! |---|---|
-//! | `link.rs` | the connection to the broker |
+//! | `destination/` | the seam to what carries the messages, one file a kind: MQTT, HTTP, NATS |
 //! | `sender/` | the task: connect, fill the window, hear, try again |
 //! | `queue.rs`, `window.rs` | where a batch ends; what is sent and not yet confirmed |
+//! | `quarantine.rs` | what a destination will never take, set aside |
 //! | `dialect.rs` | the table of dialects, one file each: `native.rs`, `json.rs` (`own.rs`: the topics they share), `thingsboard.rs`, `jetlinks.rs`, `homeassistant.rs` (`entities.rs`: its discovery) |
 //! | `introductions.rs` | which things a platform is to be told of yet |
 //! | `down.rs`, `things.rs` | commands from upstream, and the seam to the things |
 //!
-//! What holds: inside a class messages go in order; a class's cursor moves over a message only after PUBACK of all it was
-//! sent in; after any lost connection everything unconfirmed goes again, so upstream may see a message twice but misses
+//! What holds: inside a class messages go in order; a class's cursor moves over a message only after all it was sent
+//! in is confirmed; after any lost connection everything unconfirmed goes again, so upstream may see a message twice but misses
 //! none, and tells the second by (gateway, epoch, class, number). Control goes before events, events before live.
 //!
 //! Must not be in here: what devices speak, how the bus keeps its records.
 
+pub mod destination;
 mod dialect;
 mod down;
 mod entities;
@@ -25,9 +27,9 @@ mod homeassistant;
 mod introductions;
 mod jetlinks;
 mod json;
-pub mod link;
 mod native;
 mod own;
+mod quarantine;
 mod queue;
 mod sender;
 mod status;
@@ -35,6 +37,7 @@ mod things;
 mod thingsboard;
 mod window;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use status::Status;
@@ -47,7 +50,7 @@ use crate::config;
 use crate::metrics::Metrics;
 use crate::threads::Tasks;
 use crate::tls::{TlsError, Trust};
-use link::{LinkError, Place};
+use destination::place::{Place, PlaceError};
 use sender::Sender;
 
 /// What stands before an upstream's name in the name of its cursor.
@@ -62,13 +65,15 @@ pub struct Parts {
     pub things: Arc<dyn Things>,
     pub tasks: Tasks,
     pub metrics: Metrics,
+    /// Folder for what a destination will never take.
+    pub quarantine: PathBuf,
 }
 
 /// Why an upstream cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
     #[error("upstream `{name}`: {error}")]
-    Url { name: String, error: LinkError },
+    Url { name: String, error: PlaceError },
     #[error("upstream `{name}`: {error}")]
     Tls { name: String, error: TlsError },
     #[error("upstream `{name}`: {error}")]
@@ -96,7 +101,7 @@ impl Upstream {
     pub fn start(config: config::Upstream, parts: &Parts) -> Result<Self, UpstreamError> {
         let name = config.name.clone();
         let place: Place = config.url.parse().map_err(|error| UpstreamError::Url { name: name.clone(), error })?;
-        let trust = place.tls.then(|| Trust {
+        let trust = place.is_tls().then(|| Trust {
             ca_file: config.ca_file.clone(),
             cert_file: config.cert_file.clone(),
             key_file: config.key_file.clone(),

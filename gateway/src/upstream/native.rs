@@ -17,6 +17,10 @@ impl Dialect for Native {
         true
     }
 
+    fn content_type(&self) -> &'static str {
+        "application/x-protobuf"
+    }
+
     fn station(&self, scope: Scope<'_>, run: Run) -> Option<Station> {
         Some(own::station(scope, run))
     }
@@ -40,6 +44,8 @@ impl Dialect for Native {
         let payload = encode_batch(&meta, parcel.messages, parcel.holes, parcel.catalog)?;
         let way = if parcel.hist { "hist" } else { parcel.class.topic() };
         let topic = format!("sg/v1/{}/up/{way}", parcel.scope.gateway);
-        Ok(vec![Publication { topic, payload, retain: false }].into())
+        let (first, last) = parcel.span();
+        let origin = Some(parcel.origin(first, last, None));
+        Ok(vec![Publication { origin, ..Publication::new(topic, payload) }].into())
     }
 }

@@ -19,6 +19,8 @@ const LIVE_MAX_US: i64 = 10_000_000;
 /// When a batch is closed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
+    /// At most [`RECORDS_MAX`]; fewer while a destination refuses batches, to find out which message it means.
+    pub records: usize,
     pub bytes: usize,
     pub time: Duration,
 }
@@ -69,10 +71,15 @@ impl Queue {
     }
 
     /// Takes in what the bus gave. A record that cannot be read becomes a hole with its reason; answers how many did.
-    pub(super) fn push(&mut self, entries: Vec<Entry>) -> u64 {
+    /// What the destination has refused for good (number and reason) becomes a hole too.
+    pub(super) fn push(&mut self, entries: Vec<Entry>, refused: &[(u64, String)]) -> u64 {
         let mut unreadable = 0;
         for entry in entries {
+            let reason = refused.iter().find(|(seq, _)| *seq == entry.last()).map(|(_, reason)| reason.clone());
             let item = match entry {
+                Entry::Record { seq, .. } if reason.is_some() => {
+                    Item::Hole(Hole { first: seq, count: 1, reason: reason.unwrap_or_default() })
+                }
                 Entry::Gap { first, last, reason } => Item::Hole(Hole { first, count: last - first + 1, reason }),
                 Entry::Record { seq, bytes } => match decode_message(&bytes) {
                     Ok(message) => Item::Message { seq, message: Box::new(message), bytes: bytes.len() },
@@ -100,14 +107,15 @@ impl Queue {
         let mut full = false;
         for item in &self.items {
             // Live and backlog never share a batch.
-            full = taken >= RECORDS_MAX || bytes >= limits.bytes || item.hist(now).is_some_and(|other| other != hist);
+            full =
+                taken >= limits.records || bytes >= limits.bytes || item.hist(now).is_some_and(|other| other != hist);
             if full {
                 break;
             }
             taken += 1;
             bytes += item.bytes();
         }
-        full = full || taken >= RECORDS_MAX || bytes >= limits.bytes;
+        full = full || taken >= limits.records || bytes >= limits.bytes;
         if taken == 0 || !(full || now.instant >= self.quiet_until) {
             return None;
         }
@@ -181,7 +189,7 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: Limits = Limits { bytes: 1 << 20, time: Duration::from_millis(200) };
+    const LIMITS: Limits = Limits { records: RECORDS_MAX, bytes: 1 << 20, time: Duration::from_millis(200) };
 
     fn record(seq: u64, received_us: i64) -> Entry {
         let body = Body::Presence { online: true, reason: String::new() };
@@ -198,9 +206,9 @@ mod tests {
         let start = Instant::now();
         let mut queue = Queue::new(start);
         let now = Now { instant: start, us: 100, connected_us: 0 };
-        queue.push(vec![record(1, 50)]);
+        queue.push(vec![record(1, 50)], &[]);
         assert_eq!(seqs(&queue.cut(LIMITS, now).unwrap()), [1]);
-        queue.push(vec![record(2, 60)]);
+        queue.push(vec![record(2, 60)], &[]);
         assert!(queue.cut(LIMITS, now).is_none());
         assert_eq!(queue.deadline(), Some(start + LIMITS.time));
         let later = Now { instant: start + LIMITS.time, ..now };
@@ -214,7 +222,7 @@ mod tests {
         let mut queue = Queue::new(start);
         let now = Now { instant: start, us: 30_000_000, connected_us: 1_000 };
         let gap = Entry::Gap { first: 3, last: 4, reason: "cap".to_owned() };
-        queue.push(vec![record(1, 10), record(2, 20_000), gap, record(5, 29_000_000)]);
+        queue.push(vec![record(1, 10), record(2, 20_000), gap, record(5, 29_000_000)], &[]);
         let cut = queue.cut(LIMITS, now).unwrap();
         assert_eq!((seqs(&cut), cut.hist, cut.through()), (vec![1, 2], true, 4));
         let later = Now { instant: start + LIMITS.time, ..now };
@@ -227,7 +235,7 @@ mod tests {
         let start = Instant::now();
         let mut queue = Queue::new(start + Duration::from_secs(9));
         let now = Now { instant: start, us: 0, connected_us: 0 };
-        queue.push((1..=RECORDS_MAX as u64 + 1).map(|seq| record(seq, 0)).collect());
+        queue.push((1..=RECORDS_MAX as u64 + 1).map(|seq| record(seq, 0)).collect(), &[]);
         assert_eq!(queue.cut(LIMITS, now).unwrap().messages.len(), RECORDS_MAX);
         assert!(queue.cut(LIMITS, now).is_none());
         assert_eq!(queue.room(LIMITS).0, RECORDS_MAX - 1);
@@ -236,7 +244,7 @@ mod tests {
     #[test]
     fn an_unreadable_record_is_said() {
         let mut queue = Queue::new(Instant::now());
-        assert_eq!(queue.push(vec![Entry::Record { seq: 7, bytes: Bytes::from_static(&[9]) }]), 1);
+        assert_eq!(queue.push(vec![Entry::Record { seq: 7, bytes: Bytes::from_static(&[9]) }], &[]), 1);
         let cut = queue.cut(LIMITS, Now { instant: Instant::now(), us: 0, connected_us: 0 }).unwrap();
         assert_eq!((cut.holes[0].first, cut.holes[0].count), (7, 1));
         assert!(cut.holes[0].reason.starts_with("unreadable"));
@@ -246,7 +254,7 @@ mod tests {
     fn a_cut_splits_where_its_numbers_do() {
         let mut queue = Queue::new(Instant::now());
         let gap = |first| Entry::Gap { first, last: first, reason: "cap".to_owned() };
-        queue.push(vec![gap(1), record(2, 0), gap(3), record(4, 0), gap(5)]);
+        queue.push(vec![gap(1), record(2, 0), gap(3), record(4, 0), gap(5)], &[]);
         let cut = queue.cut(LIMITS, Now { instant: Instant::now(), us: 0, connected_us: 0 }).unwrap();
         let (first, second) = cut.split("oversize");
         let second = second.unwrap();

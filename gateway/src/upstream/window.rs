@@ -5,6 +5,8 @@ use std::collections::{HashMap, VecDeque};
 
 use device_models::Class;
 
+use super::queue::Cut;
+
 /// Names one batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BatchId {
@@ -17,6 +19,8 @@ struct Sent {
     number: u64,
     through: u64,
     messages: u64,
+    /// The message in it, if it is only one.
+    single: Option<u64>,
     bytes: u64,
     /// Publishes not yet confirmed.
     open: usize,
@@ -31,6 +35,15 @@ pub(super) struct Done {
     pub bytes: u64,
 }
 
+/// A batch that the destination will not take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub class: Class,
+    pub messages: u64,
+    /// The message in it, if it is only one.
+    pub single: Option<u64>,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Window {
     sent: [VecDeque<Sent>; 4],
@@ -43,11 +56,16 @@ pub(super) struct Window {
 impl Window {
     /// A new batch of `publishes` publishes. One without any is done when everything before it is; see
     /// [`settled`](Self::settled).
-    pub(super) fn begin(&mut self, class: Class, through: u64, messages: u64, bytes: u64, publishes: usize) -> BatchId {
+    pub(super) fn begin(&mut self, class: Class, cut: &Cut, bytes: u64, publishes: usize) -> BatchId {
+        let (through, messages) = (cut.through(), cut.messages.len() as u64);
+        let single = match cut.messages.as_slice() {
+            [(seq, _)] => Some(*seq),
+            _ => None,
+        };
         self.next += 1;
         let number = self.next;
         if let Some(sent) = self.sent.get_mut(usize::from(class.number())) {
-            sent.push_back(Sent { number, through, messages, bytes, open: publishes });
+            sent.push_back(Sent { number, through, messages, single, bytes, open: publishes });
         }
         BatchId { class, number }
     }
@@ -64,6 +82,14 @@ impl Window {
         let batch = sent.iter_mut().find(|batch| batch.number == number)?;
         batch.open = batch.open.saturating_sub(1);
         self.settled(class)
+    }
+
+    /// A publish is refused for good: what its batch holds. `None`: it belongs to no batch.
+    pub(super) fn refused(&self, token: u64) -> Option<Refused> {
+        let BatchId { class, number } = self.tokens.get(&token)?;
+        let sent = self.sent.get(usize::from(class.number()))?;
+        let batch = sent.iter().find(|batch| batch.number == *number)?;
+        Some(Refused { class: *class, messages: batch.messages, single: batch.single })
     }
 
     /// How far a class is done now, if that moved: takes the batches that wait for nothing off its front.
@@ -87,14 +113,26 @@ impl Window {
 
 #[cfg(test)]
 mod tests {
+    use device_models::wire::Hole;
+    use device_models::{Body, Message};
+
     use super::*;
+
+    /// A batch of so many messages, whose last number is `through`.
+    fn begin(window: &mut Window, class: Class, through: u64, messages: u64, bytes: u64, publishes: usize) -> BatchId {
+        let body = Body::Presence { online: true, reason: String::new() };
+        let message = Message { thing: "t".into(), model: "m".into(), time_us: 0, received_us: 0, body };
+        let messages = (1..=messages).map(|seq| (seq, message.clone())).collect();
+        let holes = vec![Hole { first: through, count: 1, reason: "cap".to_owned() }];
+        window.begin(class, &Cut { messages, holes, hist: false }, bytes, publishes)
+    }
 
     #[test]
     fn a_cursor_moves_only_over_what_is_confirmed_to_its_last_publish() {
         let mut window = Window::default();
-        let first = window.begin(Class::Live, 10, 3, 30, 2);
-        let second = window.begin(Class::Live, 20, 4, 40, 1);
-        let other = window.begin(Class::Event, 5, 1, 10, 1);
+        let first = begin(&mut window, Class::Live, 10, 3, 30, 2);
+        let second = begin(&mut window, Class::Live, 20, 4, 40, 1);
+        let other = begin(&mut window, Class::Event, 5, 1, 10, 1);
         for (token, batch) in [(1, first), (2, first), (3, second), (4, other)] {
             window.sent(token, batch);
         }
@@ -108,12 +146,12 @@ mod tests {
     #[test]
     fn a_batch_that_became_no_publish_is_done_when_those_before_it_are() {
         let mut window = Window::default();
-        let first = window.begin(Class::Live, 10, 3, 30, 1);
+        let first = begin(&mut window, Class::Live, 10, 3, 30, 1);
         window.sent(1, first);
-        window.begin(Class::Live, 20, 4, 0, 0);
+        begin(&mut window, Class::Live, 20, 4, 0, 0);
         assert_eq!(window.settled(Class::Live), None, "the first batch is not done");
         assert_eq!(window.confirmed(1), Some(Done { class: Class::Live, through: 20, messages: 7, bytes: 30 }));
-        window.begin(Class::Live, 30, 2, 0, 0);
+        begin(&mut window, Class::Live, 30, 2, 0, 0);
         assert_eq!(window.settled(Class::Live), Some(Done { class: Class::Live, through: 30, messages: 2, bytes: 0 }));
         assert_eq!(window.settled(Class::Live), None);
     }
@@ -121,9 +159,20 @@ mod tests {
     #[test]
     fn a_lost_connection_forgets_what_was_sent() {
         let mut window = Window::default();
-        let batch = window.begin(Class::Live, 10, 3, 30, 1);
+        let batch = begin(&mut window, Class::Live, 10, 3, 30, 1);
         window.sent(1, batch);
         window.clear();
         assert_eq!(window.confirmed(1), None);
+    }
+
+    #[test]
+    fn a_refusal_names_what_the_batch_holds() {
+        let mut window = Window::default();
+        let (many, one) = (begin(&mut window, Class::Live, 9, 5, 1, 1), begin(&mut window, Class::Event, 9, 1, 1, 1));
+        window.sent(1, many);
+        window.sent(2, one);
+        assert_eq!(window.refused(1), Some(Refused { class: Class::Live, messages: 5, single: None }));
+        assert_eq!(window.refused(2), Some(Refused { class: Class::Event, messages: 1, single: Some(1) }));
+        assert_eq!(window.refused(3), None, "an introduction");
     }
 }

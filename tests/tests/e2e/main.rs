@@ -12,6 +12,7 @@
 mod arm;
 mod check;
 mod demo;
+mod destinations;
 mod devices;
 mod dialects;
 mod docs;

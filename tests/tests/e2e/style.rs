@@ -72,7 +72,8 @@ fn nothing_is_left_to_be_done_or_skipped() {
 fn dependencies_have_one_owner() {
     let owners = [
         ("sled::", "gateway/src/bus/"),
-        ("rumqttc::", "gateway/src/upstream/link.rs"),
+        ("rumqttc::", "gateway/src/upstream/destination/mqtt/"),
+        ("async_nats::", "gateway/src/upstream/destination/nats.rs"),
         // The module of that name is the owner; its folder names the module.
         ("rumqttd::", "gateway/src/broker/"),
         ("coap_lite::", "protocols/src/coap/frame.rs"),

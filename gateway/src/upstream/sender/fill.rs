@@ -9,8 +9,8 @@ use device_models::wire::Catalog;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use super::super::destination::{self, Connection};
 use super::super::dialect::{Parcel, Publication, Said};
-use super::super::link::Link;
 use super::super::queue::{Cut, Now};
 use super::{CATALOG_PAUSE, Names, PACKET_BESIDE, STORE_PAUSE, Sender};
 use crate::bus::BusError;
@@ -18,15 +18,16 @@ use crate::clock;
 
 impl Sender {
     /// Hands the link as much as it may have.
-    pub(super) async fn fill(&mut self, link: &mut Link) -> Result<(), String> {
+    pub(super) async fn fill(&mut self, link: &mut dyn Connection) -> Result<(), String> {
         loop {
-            while link.unconfirmed() < usize::from(self.config.inflight_max.max(1)) {
+            while link.unconfirmed() < self.inflight_max() {
                 let Some((publication, batch)) = self.outbox.pop_front() else { break };
                 if link.unconfirmed() == 0 {
                     self.progress = Instant::now();
                 }
-                let sent = link.publish(publication.topic, publication.payload, publication.retain);
+                let sent = link.send(publication);
                 let token = sent.map_err(|error| error.to_string())?;
+                self.last_token = token;
                 if let Some(batch) = batch {
                     self.window.sent(token, batch);
                 }
@@ -56,10 +57,10 @@ impl Sender {
 
     /// Tops the queues up from the bus.
     async fn pull(&mut self) -> Result<(), BusError> {
-        for (class, queue) in Class::ALL.into_iter().zip(&mut self.queues) {
+        for ((class, queue), refused) in Class::ALL.into_iter().zip(&mut self.queues).zip(&self.refused) {
             let (records, bytes) = queue.room(self.limits);
             if records > 0 {
-                let unreadable = queue.push(self.reader.next(class, records, bytes).await?);
+                let unreadable = queue.push(self.reader.next(class, records, bytes).await?, refused);
                 if unreadable > 0 {
                     self.metrics.dropped("unreadable", unreadable);
                     self.status.send_modify(|status| status.dropped += unreadable);
@@ -86,7 +87,10 @@ impl Sender {
                 catalog: &self.names.catalog,
             };
             let said = self.dialect.encode(&parcel).map_err(|error| format!("cannot encode: {error}"))?;
-            let Said { publications, left_out } = said;
+            let Said { mut publications, left_out } = said;
+            if destination::gathers(self.place.scheme) && self.dialect.content_type() == "application/json" {
+                publications = gathered(&parcel, &publications).into_iter().collect();
+            }
             let largest = publications.iter().map(size).max().unwrap_or_default();
             if largest > self.packet_max && !cut.messages.is_empty() {
                 if cut.messages.len() == 1 {
@@ -103,7 +107,7 @@ impl Sender {
             }
             self.count_left_out(&left_out);
             let bytes = publications.iter().map(|publication| publication.payload.len() as u64).sum();
-            let batch = self.window.begin(class, cut.through(), cut.messages.len() as u64, bytes, publications.len());
+            let batch = self.window.begin(class, &cut, bytes, publications.len());
             self.outbox.extend(publications.into_iter().map(|publication| (publication, Some(batch))));
         }
         // What became no publish at all is done as soon as everything before it is.
@@ -155,7 +159,7 @@ impl Sender {
             return;
         }
         let topic = format!("sg/v1/{}/model/{}", self.gateway, self.names.catalog.rev());
-        let catalog = Publication { topic, payload: self.names.catalog.encode(), retain: true };
+        let catalog = Publication::new(topic, self.names.catalog.encode()).retained();
         if size(&catalog) > self.packet_max {
             // Everything goes by name then: larger, but it goes.
             self.names.catalog = Arc::new(Catalog::new(0));
@@ -164,6 +168,19 @@ impl Sender {
         }
         self.names.published = true;
     }
+}
+
+/// All that a parcel became as one JSON array, in the order of its numbers.
+fn gathered(parcel: &Parcel<'_>, publications: &[Publication]) -> Option<Publication> {
+    let topic = publications.first().map(|_| format!("sg/v1/{}/json", parcel.scope.gateway))?;
+    let mut payload = Vec::with_capacity(publications.iter().map(|one| one.payload.len() + 1).sum::<usize>() + 1);
+    for publication in publications {
+        payload.push(if payload.is_empty() { b'[' } else { b',' });
+        payload.extend_from_slice(&publication.payload);
+    }
+    payload.push(b']');
+    let (first, last) = parcel.span();
+    Some(Publication { origin: Some(parcel.origin(first, last, None)), ..Publication::new(topic, payload) })
 }
 
 fn size(publication: &Publication) -> usize {

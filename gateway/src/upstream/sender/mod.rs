@@ -2,9 +2,10 @@
 //! again at the cursor.
 
 mod fill;
+mod refused;
 
 use std::collections::VecDeque;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,11 +16,12 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
 
 use super::Parts;
+use super::destination::place::Place;
+use super::destination::{self, Connection, Event, LinkError, Settings, Version};
 use super::dialect::{Dialect, Heard, Publication, Run, Scope, Station, dialect};
 use super::down::Down;
 use super::introductions::Introductions;
-use super::link::{Event, Link, LinkError, Place, Settings};
-use super::queue::{Limits, Queue};
+use super::queue::{Limits, Queue, RECORDS_MAX};
 use super::status::Status;
 use super::things::Things;
 use super::window::{BatchId, Done, Window};
@@ -48,7 +50,11 @@ const PACKET_BESIDE: usize = 32;
 /// Why a connection is over.
 enum End {
     Stopping,
-    Lost(String),
+    /// `rest`: the destination asks not to be tried again before that.
+    Lost {
+        reason: String,
+        rest: Option<Duration>,
+    },
 }
 
 pub(super) struct Sender {
@@ -71,6 +77,14 @@ pub(super) struct Sender {
     /// Made and not yet handed to the link: one batch's worth.
     outbox: VecDeque<(Publication, Option<BatchId>)>,
     names: Names,
+    /// What the destination will never take, by class: it goes as holes.
+    refused: [Vec<(u64, String)>; 4],
+    /// Tokens up to this one, of this connection, are of what has been read again since.
+    stale: u64,
+    last_token: u64,
+    /// Refused one after the other, with nothing taken between.
+    refused_in_row: u32,
+    quarantine: PathBuf,
     introductions: Introductions,
     /// Distinguishes commands that bring no id: the time, but never the same twice.
     stamp: i64,
@@ -112,9 +126,10 @@ impl Sender {
             ..Status::default()
         };
         let (status, watch) = watch::channel(status);
-        let Parts { gateway, bus, things, tasks, metrics } = parts.clone();
+        let Parts { gateway, bus, things, tasks, metrics, quarantine } = parts.clone();
         let sender = Self {
             limits: Limits {
+                records: RECORDS_MAX,
                 bytes: usize::try_from(config.batch_kib.clamp(1, 256) << 10).unwrap_or(64 << 10),
                 time: Duration::from_millis(config.batch_ms.min(10_000)),
             },
@@ -125,6 +140,11 @@ impl Sender {
             window: Window::default(),
             outbox: VecDeque::new(),
             names: Names::none(),
+            refused: Default::default(),
+            stale: 0,
+            last_token: 0,
+            refused_in_row: 0,
+            quarantine,
             introductions: Introductions::default(),
             stamp: 0,
             connected_us: 0,
@@ -152,14 +172,17 @@ impl Sender {
             self.metrics.link(&self.config.name, false);
             match self.connection().await {
                 End::Stopping => break,
-                End::Lost(reason) => self.lost(reason),
-            }
-            if self.useful {
-                pause = PAUSE_MIN;
-            }
-            tokio::select! {
-                () = tokio::time::sleep(jitter(pause)) => pause = (pause * 2).min(PAUSE_MAX),
-                () = self.tasks.stopping() => break,
+                End::Lost { reason, rest } => {
+                    self.lost(reason);
+                    if self.useful {
+                        pause = PAUSE_MIN;
+                    }
+                    let rest = jitter(pause).max(rest.unwrap_or_default());
+                    tokio::select! {
+                        () = tokio::time::sleep(rest) => pause = (pause * 2).min(PAUSE_MAX),
+                        () = self.tasks.stopping() => break,
+                    }
+                }
             }
         }
         self.metrics.link(&self.config.name, false);
@@ -171,27 +194,27 @@ impl Sender {
     async fn connection(&mut self) -> End {
         self.begin();
         let opened = match self.settings().await {
-            Ok(settings) => Link::open(&settings, &self.tasks).map_err(|error| error.to_string()),
+            Ok(settings) => destination::open(&settings, &self.tasks).map_err(|error| error.to_string()),
             Err(reason) => Err(reason),
         };
         let mut link = match opened {
             Ok(link) => link,
-            Err(reason) => return End::Lost(reason),
+            Err(reason) => return End::lost(reason),
         };
         let event = tokio::select! {
             event = link.next() => event,
             () = self.tasks.stopping() => return End::Stopping,
         };
         let end = match event {
-            Event::Up { packet_max } => match self.up(&mut link, packet_max) {
-                Ok(()) => self.talk(&mut link).await,
-                Err(error) => End::Lost(error.to_string()),
+            Event::Up { packet_max } => match self.up(&mut *link, packet_max) {
+                Ok(()) => self.talk(&mut *link).await,
+                Err(error) => End::lost(error.to_string()),
             },
-            Event::Down(reason) => End::Lost(reason),
-            other => End::Lost(format!("the broker began with {other:?}")),
+            Event::Down { reason, rest } => End::Lost { reason, rest },
+            other => End::lost(format!("the destination began with {other:?}")),
         };
         if matches!(end, End::Stopping) {
-            self.drain(&mut link).await;
+            self.drain(&mut *link).await;
             link.close(CLOSE_MAX).await;
         }
         end
@@ -199,19 +222,26 @@ impl Sender {
 
     /// Back to the cursor: what was under way on the last connection goes again.
     fn begin(&mut self) {
+        self.last_token = 0;
+        self.back();
+        self.names = Names::none();
+        self.introductions.reset();
+        self.store_rest = None;
+        self.useful = false;
+        self.progress = Instant::now();
+    }
+
+    /// Everything that is not confirmed is read again.
+    fn back(&mut self) {
         let now = Instant::now();
         self.reader.rewind();
         self.queues = std::array::from_fn(|_| Queue::new(now));
         self.window.clear();
         self.outbox.clear();
-        self.names = Names::none();
-        self.introductions.reset();
-        self.store_rest = None;
-        self.useful = false;
-        self.progress = now;
+        self.stale = self.last_token;
     }
 
-    fn up(&mut self, link: &mut Link, packet_max: Option<usize>) -> Result<(), LinkError> {
+    fn up(&mut self, link: &mut dyn Connection, packet_max: Option<usize>) -> Result<(), LinkError> {
         self.connected_us = clock::now_us();
         self.packet_max = packet_max.unwrap_or(usize::MAX);
         self.clock = clock_quality();
@@ -219,7 +249,7 @@ impl Sender {
             link.subscribe(&filter)?;
         }
         if let Some(station) = self.station() {
-            link.publish(station.topic, station.online, true)?;
+            link.send(Publication::new(station.topic, station.online.into_bytes()).retained())?;
         }
         self.progress = Instant::now();
         self.metrics.link(&self.config.name, true);
@@ -252,25 +282,25 @@ impl Sender {
         });
     }
 
-    async fn talk(&mut self, link: &mut Link) -> End {
+    async fn talk(&mut self, link: &mut dyn Connection) -> End {
         let mut beat = tokio::time::interval(Duration::from_secs(1));
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             if let Err(reason) = self.fill(link).await {
-                return End::Lost(reason);
+                return End::lost(reason);
             }
             let room = self.room(link) && self.store_rest.is_none();
             let due = self.due(link);
             tokio::select! {
                 event = link.next() => {
-                    if let Some(end) = self.hear(link, event) {
+                    if let Some(end) = self.hear(link, event).await {
                         return end;
                     }
                 }
                 () = self.reader.ready(), if room => {}
                 () = tokio::time::sleep_until(due.unwrap_or(self.progress)), if due.is_some() => self.store_rest = None,
                 () = tokio::time::sleep_until(self.progress + CONFIRM_SILENCE_MAX), if link.unconfirmed() > 0 => {
-                    return End::Lost(format!("the broker has confirmed nothing for {CONFIRM_SILENCE_MAX:?}"));
+                    return End::lost(format!("the destination has confirmed nothing for {CONFIRM_SILENCE_MAX:?}"));
                 }
                 _ = beat.tick() => self.note(),
                 () = self.tasks.stopping() => return End::Stopping,
@@ -279,12 +309,18 @@ impl Sender {
     }
 
     /// Whether another publish may go: the outbox is bound by it, and with it everything before.
-    fn room(&self, link: &Link) -> bool {
-        self.outbox.is_empty() && link.unconfirmed() < usize::from(self.config.inflight_max.max(1))
+    fn room(&self, link: &dyn Connection) -> bool {
+        self.outbox.is_empty() && link.unconfirmed() < self.inflight_max()
+    }
+
+    /// A destination that takes one at a time needs no more than the next one at hand.
+    fn inflight_max(&self) -> usize {
+        let max = usize::from(self.config.inflight_max.max(1));
+        if destination::gathers(self.place.scheme) { max.min(2) } else { max }
     }
 
     /// When there is something to do without anything happening.
-    fn due(&self, link: &Link) -> Option<Instant> {
+    fn due(&self, link: &dyn Connection) -> Option<Instant> {
         if let Some(rest) = self.store_rest {
             return Some(rest);
         }
@@ -295,14 +331,14 @@ impl Sender {
         self.queues.iter().filter_map(Queue::deadline).chain(introduction).min()
     }
 
-    fn hear(&mut self, link: &mut Link, event: Event) -> Option<End> {
+    async fn hear(&mut self, link: &mut dyn Connection, event: Event) -> Option<End> {
         match event {
             Event::Confirmed(token) => self.confirmed(token),
-            Event::Refused { reason, .. } => return Some(End::Lost(format!("the broker refuses a publish: {reason}"))),
+            Event::Refused { token, reason } => return self.refused(token, reason).await,
             Event::Arrived(arrival) => {
                 self.arrived(&arrival.topic, &arrival.payload);
                 if let Err(error) = link.acknowledge(arrival) {
-                    return Some(End::Lost(error.to_string()));
+                    return Some(End::lost(error.to_string()));
                 }
             }
             Event::Subscribed => debug!(upstream = self.config.name, "commands may come"),
@@ -314,7 +350,7 @@ impl Sender {
                 let error = format!("no commands: the broker refuses the subscription ({reason})");
                 self.status.send_modify(|status| status.error = Some(error));
             }
-            Event::Down(reason) => return Some(End::Lost(reason)),
+            Event::Down { reason, rest } => return Some(End::Lost { reason, rest }),
             Event::Up { .. } => {}
         }
         None
@@ -337,6 +373,8 @@ impl Sender {
     fn confirmed(&mut self, token: u64) {
         self.progress = Instant::now();
         self.useful = true;
+        self.refused_in_row = 0;
+        self.limits.records = (self.limits.records * 2).min(RECORDS_MAX);
         if let Some(done) = self.window.confirmed(token) {
             self.done(done);
         }
@@ -344,6 +382,9 @@ impl Sender {
 
     fn done(&mut self, done: Done) {
         self.reader.commit(done.class, done.through);
+        if let Some(refused) = self.refused.get_mut(usize::from(done.class.number())) {
+            refused.retain(|(seq, _)| *seq > done.through);
+        }
         self.metrics.acked(&self.config.name, done.class, done.through);
         self.metrics.sent(&self.config.name, done.messages, done.bytes);
         self.status.send_modify(|status| {
@@ -354,9 +395,9 @@ impl Sender {
     }
 
     /// Before a stop: hears out what is under way, and says that we go.
-    async fn drain(&mut self, link: &mut Link) {
+    async fn drain(&mut self, link: &mut dyn Connection) {
         if let Some(station) = self.station()
-            && link.publish(station.topic, station.stopped, true).is_err()
+            && link.send(Publication::new(station.topic, station.stopped.into_bytes()).retained()).is_err()
         {
             return;
         }
@@ -364,7 +405,7 @@ impl Sender {
             while link.unconfirmed() > 0 {
                 match link.next().await {
                     Event::Confirmed(token) => self.confirmed(token),
-                    Event::Down(_) => return,
+                    Event::Down { .. } => return,
                     _ => {}
                 }
             }
@@ -391,7 +432,11 @@ impl Sender {
         Scope { gateway: &self.gateway, upstream: &self.config.name }
     }
 
+    /// Only a broker can say that we vanished, so only to one is it said that we are there.
     fn station(&self) -> Option<Station> {
+        if !self.place.scheme.is_mqtt() {
+            return None;
+        }
         self.dialect.station(self.scope(), Run { since_us: self.connected_us, epoch: self.epoch })
     }
 
@@ -404,8 +449,16 @@ impl Sender {
             (None, None) => String::new(),
         };
         Ok(Settings {
-            host: self.place.host.clone(),
-            port: self.place.port,
+            place: self.place.clone(),
+            version: match config.mqtt_version {
+                config::MqttVersion::V5 => Version::V5,
+                config::MqttVersion::V311 => Version::V311,
+            },
+            token: match &config.token_file {
+                Some(path) => Some(secret(path).await?),
+                None => None,
+            },
+            content_type: self.dialect.content_type(),
             trust: self.trust.clone(),
             client_id: format!("{}-{}", self.gateway, config.name),
             credentials: config.username.clone().map(|name| (name, password)),
@@ -416,6 +469,14 @@ impl Sender {
             window: config.inflight_max.clamp(1, 100),
             will: self.station().map(|station| (station.topic, station.offline.into_bytes())),
         })
+    }
+}
+
+// === impl End ===
+
+impl End {
+    const fn lost(reason: String) -> Self {
+        Self::Lost { reason, rest: None }
     }
 }
 
