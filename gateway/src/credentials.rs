@@ -9,11 +9,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use argon2::password_hash::PasswordHash;
 use argon2::{Argon2, PasswordVerifier};
-use protocols::{Claim, Identity, Reach, Refusal};
+use protocols::{Claim, Identity, Pass, Reach, Refusal, Signature};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
+use crate::clock;
 use crate::intake::AdapterInfo;
+use crate::signing::{Kind, SigningKey, Wrong};
 use crate::threads::Tasks;
 
 /// argon2 takes up to 19 MiB and tens of milliseconds a check: two at a time, so that a storm of reconnects can take
@@ -22,10 +24,15 @@ const HASHING_MAX: usize = 2;
 /// Checked secrets remembered (as digests), so that a fleet that reconnects is not hashed again.
 const REMEMBERED_MAX: usize = 10_000;
 
+/// How long the console's own links let players in, seconds.
+const LINK_SECONDS: u64 = 300;
+
 /// One credential, its secret ready to compare.
 pub struct Credential {
     pub name: String,
     pub secret: Secret,
+    /// Signs URLs of the streams in `push` and `watch`.
+    pub signing: Option<SigningKey>,
     pub devices: Vec<String>,
     pub publish: Vec<String>,
     pub subscribe: Vec<String>,
@@ -39,6 +46,19 @@ pub enum Secret {
     Digest([u8; 32]),
     /// A PHC string: `$argon2id$v=19$…`.
     Argon2(String),
+    /// Nothing opens it: the credential only signs.
+    None,
+}
+
+impl Credential {
+    /// Whether it is for publishing or playing this stream.
+    fn covers(&self, kind: Kind, stream: &str) -> bool {
+        let patterns = match kind {
+            Kind::Publish => &self.push,
+            Kind::Play => &self.watch,
+        };
+        patterns.iter().any(|pattern| stream_covers(pattern, stream))
+    }
 }
 
 impl fmt::Debug for Credential {
@@ -72,6 +92,8 @@ pub struct Gatekeeper {
     by_name: HashMap<String, Arc<Credential>>,
     /// Tokens that come without a name.
     by_digest: HashMap<[u8; 32], Arc<Credential>>,
+    /// For the console's own links: made at the start, known to nobody. `None`: the kernel has no randomness.
+    own: Option<SigningKey>,
     remembered: Mutex<HashSet<[u8; 32]>>,
     hashing: Semaphore,
     tasks: Tasks,
@@ -82,11 +104,12 @@ impl Gatekeeper {
         let credentials: Vec<_> = credentials.into_iter().map(Arc::new).collect();
         let by_digest = credentials.iter().filter_map(|c| match c.secret {
             Secret::Digest(digest) => Some((digest, Arc::clone(c))),
-            Secret::Argon2(_) => None,
+            Secret::Argon2(_) | Secret::None => None,
         });
         Self {
             by_digest: by_digest.collect(),
             by_name: credentials.into_iter().map(|c| (c.name.clone(), c)).collect(),
+            own: random_key(),
             remembered: Mutex::default(),
             hashing: Semaphore::new(HASHING_MAX),
             tasks,
@@ -99,9 +122,16 @@ impl Gatekeeper {
             Claim::Device { name, user, secret } => {
                 self.device(adapter, name, user.as_deref(), secret.as_deref()).await
             }
-            Claim::Publish { stream, key } => self.stream(adapter, stream.as_str(), key.as_deref(), |c| &c.push),
-            Claim::Watch { stream, key } => self.stream(adapter, stream.as_str(), key.as_deref(), |c| &c.watch),
+            Claim::Publish { stream, pass } => self.stream(adapter, Kind::Publish, stream.as_str(), pass),
+            Claim::Watch { stream, pass } => self.stream(adapter, Kind::Play, stream.as_str(), pass),
         }
+    }
+
+    /// The query of an address that lets a player in to this stream for some minutes: for whoever may see everything
+    /// anyway. `None` when the kernel gave no randomness at the start.
+    pub fn link(&self, stream: &str) -> Option<String> {
+        let now_s = u64::try_from(clock::now_us() / 1_000_000).unwrap_or(0);
+        Some(self.own.as_ref()?.query(Kind::Play, stream, now_s + LINK_SECONDS))
     }
 
     /// Whether an identity may publish to the topic by its credential's own list (its devices' topics are the
@@ -168,22 +198,47 @@ impl Gatekeeper {
         }
     }
 
-    fn stream(
-        &self,
-        adapter: &AdapterInfo,
-        stream: &str,
-        key: Option<&str>,
-        list: impl Fn(&Credential) -> &Vec<String>,
-    ) -> Result<Identity, Refusal> {
-        let Some(key) = key else {
+    fn stream(&self, adapter: &AdapterInfo, kind: Kind, stream: &str, pass: &Pass) -> Result<Identity, Refusal> {
+        if let Some(signature) = &pass.signature {
+            return self.signed(kind, stream, signature);
+        }
+        let Some(key) = &pass.key else {
             return if adapter.allow_anonymous { Ok(Identity::anonymous()) } else { Err(Refusal::Unauthorized) };
         };
         let Some(credential) = self.by_digest.get(&digest(key.as_bytes())) else { return Err(Refusal::Unauthorized) };
-        if list(credential).iter().any(|pattern| stream_covers(pattern, stream)) {
+        if credential.covers(kind, stream) {
             Ok(identity(credential))
         } else {
             Err(Refusal::Forbidden(format!("the key of `{}` is not for stream `{stream}`", credential.name)))
         }
+    }
+
+    /// Whether one of those who may give this stream away did.
+    fn signed(&self, kind: Kind, stream: &str, signature: &Signature) -> Result<Identity, Refusal> {
+        let expired = || Refusal::Forbidden("the signed address has expired".to_owned());
+        if let Some(own) = &self.own {
+            // By the clock that it was made with, right or wrong.
+            let now_s = u64::try_from(clock::now_us() / 1_000_000).unwrap_or(0);
+            match own.verify(kind, stream, signature, now_s) {
+                Ok(()) => return Ok(Identity { name: Arc::from("console"), reach: Reach::Only(Arc::from([])) }),
+                Err(Wrong::Expired) => return Err(expired()),
+                Err(Wrong::Mac) => {}
+            }
+        }
+        let now_s = clock::now_s();
+        for credential in self.by_name.values().filter(|credential| credential.covers(kind, stream)) {
+            let Some(key) = &credential.signing else { continue };
+            match (key.verify(kind, stream, signature, now_s.unwrap_or(0)), now_s) {
+                (Ok(()), Some(_)) => return Ok(identity(credential)),
+                (Ok(()), None) => {
+                    let why = "the gateway's clock is not set: a signed address cannot be judged";
+                    return Err(Refusal::Unavailable(why.to_owned()));
+                }
+                (Err(Wrong::Expired), _) => return Err(expired()),
+                (Err(Wrong::Mac), _) => {}
+            }
+        }
+        Err(Refusal::Unauthorized)
     }
 
     async fn matches(&self, kept: &Secret, given: &[u8]) -> bool {
@@ -191,6 +246,7 @@ impl Gatekeeper {
             // Digests of secrets: equality in variable time tells nothing about the secret itself.
             Secret::Digest(kept) => *kept == digest(given),
             Secret::Argon2(phc) => self.argon2(phc, given).await,
+            Secret::None => false,
         }
     }
 
@@ -216,6 +272,17 @@ impl Gatekeeper {
             remembered.insert(both);
         }
         right
+    }
+}
+
+fn random_key() -> Option<SigningKey> {
+    let mut key = [0; 32];
+    match getrandom::fill(&mut key) {
+        Ok(()) => Some(SigningKey::new(&key)),
+        Err(error) => {
+            tracing::warn!(%error, "no randomness from the kernel: the console cannot make links to streams");
+            None
+        }
     }
 }
 
@@ -268,6 +335,7 @@ mod tests {
         let credential = |name: &str, secret: Secret, devices: &[&str]| Credential {
             name: name.to_owned(),
             secret,
+            signing: Some(SigningKey::new(name.as_bytes())),
             devices: devices.iter().map(|d| (*d).to_owned()).collect(),
             publish: vec!["site/{client}/#".to_owned()],
             subscribe: vec!["site/+/state".to_owned()],
@@ -323,6 +391,35 @@ mod tests {
         assert!(own.reaches("meter-1") && !own.reaches("meter-2"));
         let hub = keeper.admit(&adapter(false), &device("c", Some("hub"), Some("hashed"))).await.unwrap();
         assert!(hub.reaches("meter-2"));
+    }
+
+    #[tokio::test]
+    async fn signed_addresses_open_what_their_signers_may_give_away_until_they_expire() {
+        let keeper = keeper();
+        let (meter, hour) = (SigningKey::new(b"meter-1"), clock::now_s().unwrap() + 3_600);
+        let ask = async |kind: Kind, stream: &str, query: &str| {
+            let (stream, pass) = (protocols::media::StreamName::parse(stream).unwrap(), Pass::of_query(query));
+            let claim = match kind {
+                Kind::Publish => Claim::Publish { stream, pass },
+                Kind::Play => Claim::Watch { stream, pass },
+            };
+            // Where everybody may come in without a word, a wrong word is still wrong.
+            keeper.admit(&adapter(true), &claim).await.map(|identity| identity.name.to_string())
+        };
+        let query = meter.query(Kind::Play, "live/gate-1", hour);
+        assert_eq!(ask(Kind::Play, "live/gate-1", &query).await, Ok("meter-1".to_owned()));
+        assert_eq!(ask(Kind::Publish, "live/gate-1", &query).await, Err(Refusal::Unauthorized));
+        assert_eq!(ask(Kind::Play, "live/gate-2", &query).await, Err(Refusal::Unauthorized));
+        // Signed well, but by somebody to whom the stream does not belong.
+        let foreign = meter.query(Kind::Play, "live/gate-2", hour);
+        assert_eq!(ask(Kind::Play, "live/gate-2", &foreign).await, Err(Refusal::Unauthorized));
+        let past = meter.query(Kind::Publish, "live/any", 1_767_225_600);
+        assert!(
+            matches!(ask(Kind::Publish, "live/any", &past).await, Err(Refusal::Forbidden(why)) if why.contains("expired"))
+        );
+        let console = keeper.link("live/gate-2").unwrap();
+        assert_eq!(ask(Kind::Play, "live/gate-2", &console).await, Ok("console".to_owned()));
+        assert_eq!(ask(Kind::Publish, "live/gate-2", &console).await, Err(Refusal::Unauthorized));
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod http;
 pub mod intake;
 pub mod metrics;
 pub mod receive;
+pub mod signing;
 pub mod sim;
 pub mod stream;
 pub mod threads;

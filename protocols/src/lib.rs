@@ -14,11 +14,13 @@ pub mod exchange;
 pub mod http_flv;
 pub mod media;
 pub mod mqtt;
+mod pass;
 pub mod payload;
 mod raw;
 pub mod rtmp;
 pub mod session;
 
+pub use pass::{Pass, Signature, parameter};
 pub use session::{
     Capture, Claim, Endpoint, Fault, Identity, Input, Limits, OptionsError, Outbox, Output, Peer, Protocol, Reach,
     Refusal, Session, Sniff, Ticket, Whose, Wire,

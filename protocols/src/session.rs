@@ -16,6 +16,7 @@ use device_models::{Command, Outcome, Report};
 
 use crate::exchange;
 use crate::media::{Container, StreamName, Unit};
+use crate::pass::Pass;
 
 /// A row of [`PROTOCOLS`](crate::PROTOCOLS).
 pub trait Protocol: Sync {
@@ -194,9 +195,9 @@ pub enum Claim {
     /// To be this client. `name` may be empty (then the password or token alone decides).
     Device { name: String, user: Option<String>, secret: Option<Bytes> },
     /// To push this stream.
-    Publish { stream: StreamName, key: Option<String> },
+    Publish { stream: StreamName, pass: Pass },
     /// To watch this stream.
-    Watch { stream: StreamName, key: Option<String> },
+    Watch { stream: StreamName, pass: Pass },
 }
 
 /// Shows that there is a secret, never the secret: claims are logged.
@@ -210,12 +211,10 @@ impl fmt::Debug for Claim {
                 .field("user", user)
                 .field("secret", &hidden(secret.is_some()))
                 .finish(),
-            Self::Publish { stream, key } => {
-                f.debug_struct("Publish").field("stream", stream).field("key", &hidden(key.is_some())).finish()
+            Self::Publish { stream, pass } => {
+                f.debug_struct("Publish").field("stream", stream).field("key", pass).finish()
             }
-            Self::Watch { stream, key } => {
-                f.debug_struct("Watch").field("stream", stream).field("key", &hidden(key.is_some())).finish()
-            }
+            Self::Watch { stream, pass } => f.debug_struct("Watch").field("stream", stream).field("key", pass).finish(),
         }
     }
 }
@@ -363,11 +362,11 @@ mod tests {
     #[test]
     fn a_claim_shows_no_secret() {
         let stream = StreamName::parse("live/gate").unwrap();
-        let (secret, key) = (Some(Bytes::from_static(b"sesame")), Some("sesame".to_owned()));
+        let (secret, pass) = (Some(Bytes::from_static(b"sesame")), Pass::of_query("key=sesame"));
         let claims = [
             Claim::Device { name: "meter".to_owned(), user: Some("meter".to_owned()), secret },
-            Claim::Publish { stream: stream.clone(), key: key.clone() },
-            Claim::Watch { stream, key },
+            Claim::Publish { stream: stream.clone(), pass: pass.clone() },
+            Claim::Watch { stream, pass },
         ];
         for claim in claims {
             let shown = format!("{claim:?}");

@@ -69,6 +69,7 @@ mod tests {
     #[test]
     fn own_topics_and_listed_ones() {
         let credential = Credential {
+            signing: None,
             name: "user".to_owned(),
             secret: Secret::of(b"x"),
             devices: vec!["m-1".to_owned()],

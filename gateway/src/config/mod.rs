@@ -233,6 +233,9 @@ pub struct Credential {
     pub secret_file: Option<PathBuf>,
     pub secret_env: Option<String>,
     pub secret_hash: Option<String>,
+    /// A key to sign URLs of its streams with (`?exp=&sig=`, docs/access.md): in a file, or in an environment variable.
+    pub sign_file: Option<PathBuf>,
+    pub sign_env: Option<String>,
     /// Devices it speaks for; `*` for any. Empty: the device of its own name.
     pub devices: Vec<String>,
     /// MQTT topic filters it may publish to and subscribe to beside its devices' own; `{client}` and `{user}` stand for

@@ -15,9 +15,13 @@ use super::{Adapter, Config, Credential, Dialect, MqttVersion, Upstream};
 use crate::credentials;
 use crate::devices::Declared;
 use crate::intake::AdapterInfo;
+use crate::signing::SigningKey;
 use crate::tls::{ServerTls, TlsError};
 use crate::transport::{self, Language, Listen};
 use crate::upstream::destination::{self, place::Place};
+
+/// Shorter keys can be guessed from one signed address.
+const SIGN_KEY_LEN_MIN: usize = 16;
 
 /// Everything needed to start.
 #[derive(Debug)]
@@ -295,10 +299,11 @@ impl Check<'_> {
             if credential.name.is_empty() || !names.insert(credential.name.as_str()) {
                 self.problem(format!("{key}.name"), "each credential needs a name of its own");
             }
-            match secret(credential) {
-                Ok(secret) => ready.push(credentials::Credential {
+            match secret(credential).and_then(|secret| Ok((secret, signing(credential)?))) {
+                Ok((secret, signing)) => ready.push(credentials::Credential {
                     name: credential.name.clone(),
                     secret,
+                    signing,
                     devices: credential.devices.clone(),
                     publish: credential.publish.clone(),
                     subscribe: credential.subscribe.clone(),
@@ -454,17 +459,39 @@ impl Check<'_> {
 
 fn secret(credential: &Credential) -> Result<credentials::Secret, String> {
     match (&credential.secret_file, &credential.secret_env, &credential.secret_hash) {
-        (Some(file), None, None) => {
-            let text = std::fs::read_to_string(file).map_err(|e| format!("secret_file {}: {e}", file.display()))?;
-            plain_or_hash(text.lines().next().unwrap_or_default().trim())
-        }
-        (None, Some(name), None) => {
-            let text = std::env::var(name).map_err(|_| format!("secret_env: the environment has no {name}"))?;
-            plain_or_hash(text.trim())
-        }
+        (Some(file), None, None) => plain_or_hash(&first_line("secret_file", file)?),
+        (None, Some(name), None) => plain_or_hash(&variable("secret_env", name)?),
         (None, None, Some(hash)) => credentials::Secret::hash(hash).map_err(|e| format!("secret_hash: {e}")),
+        // Who only signs addresses needs no secret.
+        (None, None, None) if credential.sign_file.is_some() || credential.sign_env.is_some() => {
+            Ok(credentials::Secret::None)
+        }
         _ => Err("give exactly one of secret_file, secret_env and secret_hash".to_owned()),
     }
+}
+
+/// The key that signs addresses, if there is one.
+fn signing(credential: &Credential) -> Result<Option<SigningKey>, String> {
+    let key = match (&credential.sign_file, &credential.sign_env) {
+        (None, None) => return Ok(None),
+        (Some(file), None) => first_line("sign_file", file)?,
+        (None, Some(name)) => variable("sign_env", name)?,
+        _ => return Err("give one of sign_file and sign_env".to_owned()),
+    };
+    if key.len() < SIGN_KEY_LEN_MIN {
+        return Err(format!("the key to sign with has {} bytes; at least {SIGN_KEY_LEN_MIN} are right", key.len()));
+    }
+    Ok(Some(SigningKey::new(key.as_bytes())))
+}
+
+fn first_line(what: &str, file: &Path) -> Result<String, String> {
+    let text = std::fs::read_to_string(file).map_err(|e| format!("{what} {}: {e}", file.display()))?;
+    Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+}
+
+fn variable(what: &str, name: &str) -> Result<String, String> {
+    let text = std::env::var(name).map_err(|_| format!("{what}: the environment has no {name}"))?;
+    Ok(text.trim().to_owned())
 }
 
 fn plain_or_hash(text: &str) -> Result<credentials::Secret, String> {

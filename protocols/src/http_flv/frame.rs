@@ -5,6 +5,8 @@
 
 use std::borrow::Cow;
 
+use crate::pass::{parameter, percent_decode};
+
 /// Bytes of a request head.
 pub const HEADER_MAX: usize = 8 * 1024;
 
@@ -94,8 +96,7 @@ impl Request {
 
     /// The decoded value of a query parameter.
     pub fn parameter(&self, name: &str) -> Option<String> {
-        let pairs = self.query.split('&').filter_map(|pair| pair.split_once('='));
-        pairs.filter(|(n, _)| *n == name).find_map(|(_, value)| percent_decode(value).map(Cow::into_owned))
+        parameter(name, &self.query).map(Cow::into_owned)
     }
 
     /// Whether the connection stays open after the answer.
@@ -191,28 +192,6 @@ fn target_of(target: &str) -> Option<(String, String)> {
     let path = percent_decode(path)?;
     let level_ok = |level: &str| level != ".." && level != ".";
     (path.split('/').all(level_ok) && !path.contains(['\0', '\\'])).then(|| (path.into_owned(), query.to_owned()))
-}
-
-/// Decodes `%XX`; `None` for a broken escape, a NUL, or bytes that are no UTF-8 (overlong forms are none).
-fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
-    if !text.contains('%') {
-        return Some(Cow::Borrowed(text));
-    }
-    let mut bytes = text.bytes();
-    let mut plain = Vec::with_capacity(text.len());
-    while let Some(byte) = bytes.next() {
-        if byte != b'%' {
-            plain.push(byte);
-            continue;
-        }
-        let mut digit = || bytes.next().and_then(|byte| char::from(byte).to_digit(16));
-        let byte = (digit()? << 4 | digit()?) as u8;
-        if byte == 0 {
-            return None;
-        }
-        plain.push(byte);
-    }
-    String::from_utf8(plain).ok().map(Cow::Owned)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use bytes::{Buf, BytesMut};
 use super::frame::{Method, Request, RequestError};
 use super::websocket::{self, Frame, UpgradeError};
 use crate::media::{Container, Hevc, StreamName};
+use crate::pass::Pass;
 use crate::session::{Claim, Fault, Input, Outbox, Output, Refusal, Session, Ticket};
 
 /// Answers without a stream that one connection may have: nobody needs more, and each is free work for a stranger.
@@ -181,8 +182,8 @@ impl HttpFlvSession {
             Some(Ok(accept)) => Wish::WebSocket { accept },
         };
         let ticket = Ticket(self.answered);
-        let key = request.parameter("key");
-        out.push(Output::Admit { ticket, claim: Claim::Watch { stream: stream.clone(), key } });
+        let pass = Pass::of_query(&request.query);
+        out.push(Output::Admit { ticket, claim: Claim::Watch { stream: stream.clone(), pass } });
         self.state = State::Waiting { ticket, stream, wish, hevc, keeps_alive: !answer.close };
     }
 
@@ -340,7 +341,7 @@ mod tests {
             match output {
                 Output::Send(bytes) => sent.push_str(std::str::from_utf8(&bytes).unwrap()),
                 Output::Admit { ticket, claim } => {
-                    let key = if let Claim::Watch { key, .. } = &claim { key.as_deref() } else { None };
+                    let key = if let Claim::Watch { pass, .. } = &claim { pass.key.as_deref() } else { None };
                     others.push(format!("claim {}", key.unwrap_or("without a key")));
                     let input = Input::Admission { ticket, outcome: outcome.clone() };
                     session.receive(now(), input, &mut out).unwrap();

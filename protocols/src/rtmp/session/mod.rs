@@ -11,6 +11,7 @@ use bytes::{Buf, BytesMut};
 use crate::media::amf0::Value;
 use crate::media::mux::MESSAGE_STREAM;
 use crate::media::{Container, Hevc, RTMP_CHUNK_SIZE, StreamName};
+use crate::pass::{Pass, parameter};
 use crate::rtmp::capabilities;
 use crate::rtmp::command::{Command, Writer, event, info, user_control};
 use crate::rtmp::frame::{ChunkReader, Message, kind};
@@ -34,8 +35,8 @@ pub(in crate::rtmp) struct RtmpSession {
     window: u32,
     acknowledged: u64,
     app: String,
-    /// `?key=` of the app or of tcUrl.
-    app_key: Option<String>,
+    /// What stands behind the question mark of the app or of tcUrl.
+    app_query: String,
     /// How H.265 is said to this peer, should it play.
     hevc: Hevc,
     role: Role,
@@ -110,7 +111,7 @@ impl RtmpSession {
             window: WINDOW,
             acknowledged: 0,
             app: String::new(),
-            app_key: None,
+            app_query: String::new(),
             hevc: Hevc::Legacy,
             role: Role::None,
             tickets: 0,
@@ -264,8 +265,9 @@ impl RtmpSession {
         let field = |name: &str| command.object().and_then(|object| object.get(name));
         let app = field("app").and_then(Value::as_str).unwrap_or_default();
         let (app, query) = split_query(app);
-        let tc_url_key = || field("tcUrl").and_then(Value::as_str).and_then(|url| key_of(split_query(url).1));
-        self.app_key = key_of(query).or_else(tc_url_key);
+        let tc_url = field("tcUrl").and_then(Value::as_str).unwrap_or_default();
+        let query = if query.is_empty() { split_query(tc_url).1 } else { query };
+        query.get(..Pass::QUERY_MAX).unwrap_or(query).clone_into(&mut self.app_query);
         app.trim_matches('/').clone_into(&mut self.app);
         if self.app.is_empty() || self.app.len() > StreamName::LEN_MAX {
             let why = "the URL needs an application: rtmp://HOST/APP/NAME";
@@ -306,8 +308,9 @@ impl RtmpSession {
             return Err(Fault::recoverable("a second stream on one connection"));
         }
         let (name, query) = split_query(command.text().unwrap_or_default());
-        let key = key_of(query).or_else(|| self.app_key.clone());
-        if let Some(hevc) = parameter("hevc", query).and_then(Hevc::parse) {
+        let own = Pass::of_query(query);
+        let pass = if own.is_blank() && !self.app_query.is_empty() { Pass::of_query(&self.app_query) } else { own };
+        if let Some(hevc) = parameter("hevc", query).and_then(|word| Hevc::parse(&word)) {
             self.hevc = hevc;
         }
         let Some(stream) = StreamName::parse(&format!("{}/{}", self.app, name.trim_matches('/'))) else {
@@ -319,8 +322,8 @@ impl RtmpSession {
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         let claim = match wish {
-            Wish::Publish => Claim::Publish { stream: stream.clone(), key },
-            Wish::Play => Claim::Watch { stream: stream.clone(), key },
+            Wish::Publish => Claim::Publish { stream: stream.clone(), pass },
+            Wish::Play => Claim::Watch { stream: stream.clone(), pass },
         };
         self.role = Role::Waiting { ticket, wish, stream };
         out.push(Output::Admit { ticket, claim });
@@ -357,7 +360,7 @@ impl RtmpSession {
                 });
                 self.role = Role::Watching;
                 // Viewers are many, and none needs this again.
-                (self.app, self.app_key) = (String::new(), None);
+                (self.app, self.app_query) = (String::new(), String::new());
                 self.reader.shrink();
                 out.push(Output::Watch { stream, container: Container::Rtmp.with_hevc(self.hevc) });
             }
@@ -404,16 +407,6 @@ impl RtmpSession {
 /// A name and what follows its question mark.
 fn split_query(name: &str) -> (&str, &str) {
     name.split_once('?').unwrap_or((name, ""))
-}
-
-/// `key` of a query.
-fn key_of(query: &str) -> Option<String> {
-    parameter("key", query).map(str::to_owned)
-}
-
-fn parameter<'a>(name: &str, query: &'a str) -> Option<&'a str> {
-    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-    pairs.filter(|(n, _)| *n == name).map(|(_, value)| value).next()
 }
 
 /// The beginning of a name from the wire, for messages.

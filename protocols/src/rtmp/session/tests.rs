@@ -96,17 +96,19 @@ fn codes(messages: &[Message]) -> Vec<String> {
 
 #[test]
 fn keys_come_with_the_name_or_with_the_app() {
-    for (app, name, key) in [
-        ("live", "x?key=a", Some("a")),
-        ("live?key=b", "x", Some("b")),
-        ("live/?key=b", "x?key=a&z=1", Some("a")),
-        ("live", "x?token=1", None),
+    for (app, name, query) in [
+        ("live", "x?key=a", "key=a"),
+        ("live?key=b", "x", "key=b"),
+        ("live/?key=b", "x?key=a&z=1", "key=a&z=1"),
+        ("live?key=b", "x?hevc=legacy", "key=b"),
+        ("live", "x?exp=1&sig=00", "exp=1&sig=00"),
+        ("live", "x?token=1", "token=1"),
     ] {
         let mut talk = Talk::connected(app);
         talk.call("publish", 0.0, &[Value::Null, name.into(), "live".into()]).unwrap();
         let stream = StreamName::parse("live/x").unwrap();
         let claim = talk.admit(Ok(Identity::anonymous()));
-        assert_eq!(claim, Some(Claim::Publish { stream, key: key.map(str::to_owned) }), "{app} {name}");
+        assert_eq!(claim, Some(Claim::Publish { stream, pass: Pass::of_query(query) }), "{app} {name}");
         let (messages, others) = talk.said();
         assert_eq!((codes(&messages), others), (vec!["NetStream.Publish.Start".into()], vec!["source live/x".into()]));
     }
