@@ -10,6 +10,7 @@
 
 pub mod command;
 mod convert;
+pub mod edge;
 pub mod message;
 pub mod model;
 pub mod normalize;

@@ -9,6 +9,8 @@
 //! | `sg:name` | property, action, event | how devices spell it (a text or an array); the first is what is sent to a device. The name itself is always understood |
 //! | `sg:scale`, `sg:offset` | number | the device sends raw numbers: value = raw × scale + offset |
 //! | `sg:deadband` | number | changes smaller than this, in the property's unit, need not be reported |
+//! | `sg:report` | property | how it is passed on: `deadband` or `deadbandPercent`, `intervalMin`, `intervalMax` (seconds), or `window` (seconds) with `take` (min, max, mean, last) |
+//! | `sg:alarms` | property | an array: `event`, one of `above`, `below`, `equals`, `differs`, and `hysteresis`, `delay` (seconds), `level` |
 //! | `sg:level` | event | info (default), warn, error, urgent |
 //! | `sg:open` | the model | what the model does not list is good too |
 //! | `sg:stream` | the model | its things have a live stream |
@@ -18,13 +20,13 @@ use std::sync::Arc;
 
 use super::fields::{Fields, Flaws, join};
 use super::json::Json;
+use super::rules;
 use super::schema::{self, ANNOTATIONS};
 use super::shape::{Linear, Shape};
 use super::{
     AFFORDANCES_MAX, ALIAS_MAX, Access, Action, CONTEXT_TD_1_1, Event, FILE_MAX, Model, ModelError, NAME_MAX, Property,
     Table, Titles,
 };
-use crate::message::Level;
 
 const SUFFIX: &str = ".tm.json";
 
@@ -242,10 +244,11 @@ fn property(head: Head, fields: &mut Fields<'_>, flaws: &mut Flaws) -> Option<(O
             }
         }
     }
-    fields.finish(&[&ANNOTATIONS[..], &["observable", "uriVariables", "forms"]].concat(), flaws);
     let Head { name, spellings, title } = head;
+    let rules = rules::read(fields, &name, shape.as_ref().is_some_and(Shape::is_number), flaws);
+    fields.finish(&[&ANNOTATIONS[..], &["observable", "uriVariables", "forms"]].concat(), flaws);
     let shape = shape?;
-    Some((alias, Property { alias: 0, name, spellings, title, shape, access, linear, deadband }))
+    Some((alias, Property { alias: 0, name, spellings, title, shape, access, linear, deadband, rules }))
 }
 
 fn linear(fields: &mut Fields<'_>, flaws: &mut Flaws) -> Option<Linear> {
@@ -273,16 +276,7 @@ fn action(head: Head, fields: &mut Fields<'_>, flaws: &mut Flaws) -> Action {
 
 fn event(head: Head, fields: &mut Fields<'_>, flaws: &mut Flaws) -> Event {
     let data = part(fields, "data", flaws);
-    let level = match fields.text("sg:level", flaws) {
-        None | Some("info") => Level::Info,
-        Some("warn") => Level::Warn,
-        Some("error") => Level::Error,
-        Some("urgent") => Level::Urgent,
-        Some(other) => {
-            flaws.add(&fields.at("sg:level"), format!("no such level `{other}`; there are info, warn, error, urgent"));
-            Level::Info
-        }
-    };
+    let level = rules::level(fields, "sg:level", flaws);
     let ignored = [
         "@type",
         "description",

@@ -12,6 +12,7 @@ mod check;
 mod document;
 mod fields;
 mod json;
+mod rules;
 mod schema;
 mod shape;
 mod shelf;
@@ -24,6 +25,7 @@ pub use fields::Flaw;
 pub use shape::{Choice, Field, IntType, Kind, Linear, Range, Shape};
 pub use shelf::Models;
 
+use crate::edge::Rule;
 use crate::message::Level;
 
 /// The `@context` every model must name (WoT Thing Description 1.1, clause 5.3.1.1).
@@ -78,6 +80,8 @@ pub struct Property {
     pub linear: Option<Linear>,
     /// Changes smaller than this (in the property's unit) need not be reported.
     pub deadband: Option<f64>,
+    /// What the model itself asks for: `sg:report` and `sg:alarms`.
+    pub rules: Box<[Rule]>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

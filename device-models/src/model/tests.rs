@@ -87,7 +87,7 @@ fn flaws_name_their_place() {
         ),
         (
             r#"{"type":"number","sg:scal":2}"#,
-            "/properties/p/sg:scal: no such term here; there are sg:alias, sg:dataType, sg:deadband",
+            "/properties/p/sg:scal: no such term here; there are sg:alarms, sg:alias, sg:dataType, sg:deadband",
         ),
         (
             r#"{"type":"string","minimum":2}"#,
@@ -111,6 +111,27 @@ fn flaws_name_their_place() {
         (r#"{"type":"string","sg:scale":2}"#, "/properties/p/sg:scale: is for types integer and number only"),
         (r#"{"type":"boolean","sg:deadband":2}"#, "/properties/p/sg:deadband: is for types integer and number only"),
         (r#"{"type":"number","sg:deadband":-1}"#, "/properties/p/sg:deadband: must be 0 or more"),
+        (r#"{"type":"number","sg:report":{"deadband":-1}}"#, "/properties/p/sg:report/deadband: must be 0 or more"),
+        (
+            r#"{"type":"number","sg:report":{"window":5}}"#,
+            "/properties/p/sg:report: `window` (seconds, above 0) and `take`",
+        ),
+        (
+            r#"{"type":"number","sg:report":{"window":5,"take":"sum"}}"#,
+            "/properties/p/sg:report/take: there is no `sum`",
+        ),
+        (r#"{"type":"boolean","sg:report":{"deadband":1}}"#, "/properties/p/sg:report: only types integer and number"),
+        (r#"{"type":"number","sg:report":{"intervalMin":-1}}"#, "/properties/p/sg:report/intervalMin: must be from 0"),
+        (r#"{"type":"number","sg:alarms":[{"above":1}]}"#, "/properties/p/sg:alarms/0: needs an `event`"),
+        (r#"{"type":"number","sg:alarms":[{"event":"e","above":1,"below":2}]}"#, "/properties/p/sg:alarms/0: needs an"),
+        (
+            r#"{"type":"string","sg:alarms":[{"event":"e","above":1}]}"#,
+            "/properties/p/sg:alarms/0: `above` and `below`",
+        ),
+        (
+            r#"{"type":"number","sg:alarms":[{"event":"e","above":1,"level":"bad"}]}"#,
+            "/properties/p/sg:alarms/0/level: no such",
+        ),
         (r#"{"type":"number","sg:alias":0}"#, "/properties/p/sg:alias: must be from 1 to 4096"),
         (r#"{"type":"number","sg:name":[]}"#, "/properties/p/sg:name: must be a text or an array of texts"),
         (r#"{"type":"number","readOnly":true,"writeOnly":true}"#, "/properties/p/writeOnly: contradicts `readOnly`"),
