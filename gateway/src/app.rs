@@ -15,6 +15,7 @@ use crate::bus::Bus;
 use crate::config::{self, plan::Plan};
 use crate::credentials::Gatekeeper;
 use crate::devices::Devices;
+use crate::edge::Edge;
 use crate::intake::{AdapterInfo, Intake};
 use crate::metrics::Metrics;
 use crate::stream::StreamCore;
@@ -66,7 +67,9 @@ impl App {
             warn!(?finding, "the store was repaired");
         }
         let devices = Devices::open(Arc::clone(&plan.models), plan.declared, bus.clone())?;
-        let intake = Intake::new(devices.clone(), bus.clone(), metrics.clone());
+        let edge = Edge::new(&plan.models, plan.scopes);
+        let intake = Intake::new(devices.clone(), bus.clone(), metrics.clone(), edge);
+        tasks.spawn("rules", say_what_waits(intake.clone(), tasks.clone()));
         let gatekeeper = Arc::new(Gatekeeper::new(plan.credentials, tasks.clone()));
         let (broker, wills) = Broker::open(&plan.config.broker, bus.keyed(), Arc::clone(&gatekeeper), &tasks)?;
         tasks.spawn("wills", take_will_reports(intake.clone(), wills, tasks.clone()));
@@ -105,6 +108,7 @@ impl App {
         // The streams' threads first: the task that takes the cameras' reports ends with them.
         self.services.streams.close().await;
         self.tasks.join(STOP_TIME_MAX).await;
+        self.services.intake.finish().await;
         self.services.intake.devices().save_latest();
         self.services.bus.close().await;
         info!("stopped");
@@ -156,6 +160,10 @@ async fn take_will_reports(intake: Intake, mut wills: mpsc::Receiver<WillReport>
             }
         }
     }
+}
+
+async fn say_what_waits(intake: Intake, tasks: Tasks) {
+    intake.run_rules(tasks.stopping()).await;
 }
 
 async fn save_latest(devices: Devices, tasks: Tasks) {

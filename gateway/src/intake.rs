@@ -6,11 +6,12 @@ use device_models::normalize::normalize;
 use device_models::{Body, Class, Message, Report, Word, wire};
 use protocols::{Identity, Refusal};
 use tokio::sync::broadcast;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::bus::Bus;
 use crate::clock;
 use crate::devices::{Devices, Route, RouteId, Thing};
+use crate::edge::{Edge, Passed};
 use crate::metrics::Metrics;
 
 /// Messages the live view may lag behind before it misses some.
@@ -38,12 +39,13 @@ pub struct Intake {
     devices: Devices,
     bus: Bus,
     metrics: Metrics,
+    edge: Edge,
     live: broadcast::Sender<Arc<Message>>,
 }
 
 impl Intake {
-    pub fn new(devices: Devices, bus: Bus, metrics: Metrics) -> Self {
-        Self { devices, bus, metrics, live: broadcast::Sender::new(LIVE_BACKLOG) }
+    pub fn new(devices: Devices, bus: Bus, metrics: Metrics, edge: Edge) -> Self {
+        Self { devices, bus, metrics, edge, live: broadcast::Sender::new(LIVE_BACKLOG) }
     }
 
     pub fn devices(&self) -> &Devices {
@@ -55,8 +57,8 @@ impl Intake {
         self.live.subscribe()
     }
 
-    /// Takes one report. `None`: it says nothing new (a device that is online says that it is online). The message is
-    /// durable when the bus says so of the sequence number.
+    /// Takes one report. `None`: it says nothing new (a device that is online says that it is online; a rule holds all its
+    /// values back). The message is durable when the bus says so of the sequence number.
     pub async fn take(
         &self,
         adapter: &AdapterInfo,
@@ -97,12 +99,50 @@ impl Intake {
         }
         let message = normalize(&thing.model, &thing.id, &report, now).map_err(|m| Refusal::Invalid(m.to_string()))?;
         thing.note(&message);
-        let appended = self.append(message).await?;
+        let passed = self.edge.pass(&thing, message);
+        self.metrics.held(&adapter.name, passed.held);
+        let appended = self.append_all(passed).await?;
         // Only now: who waits for the answer counts on it being on the bus.
         if let Word::Reply { id, outcome } = report.word {
             self.devices.answered(&thing.id, &id, outcome);
         }
-        Ok(Some(appended))
+        Ok(appended)
+    }
+
+    /// Says what rules held back until its time came, until the gateway stops.
+    pub async fn run_rules(&self, stopping: impl Future<Output = ()>) {
+        let ticks = async {
+            loop {
+                self.edge.wait().await;
+                let due = self.edge.tick(clock::now_us());
+                self.say(due).await;
+            }
+        };
+        tokio::select! {
+            () = ticks => {}
+            () = stopping => {}
+        }
+    }
+
+    /// Says what still waits for its time: the gateway stops.
+    pub async fn finish(&self) {
+        let rest = self.edge.finish(clock::now_us());
+        self.say(rest).await;
+    }
+
+    async fn say(&self, passed: Passed) {
+        if let Err(refusal) = self.append_all(passed).await {
+            warn!(%refusal, "values that waited for their time could not be kept");
+        }
+    }
+
+    /// Appends all of them; gives where the last one went.
+    async fn append_all(&self, passed: Passed) -> Result<Option<Appended>, Refusal> {
+        let mut last = None;
+        for message in passed.messages {
+            last = Some(self.append(message).await?);
+        }
+        Ok(last)
     }
 
     /// A session speaks for the thing from now on; says so on the bus when the thing was offline.

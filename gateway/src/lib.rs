@@ -11,6 +11,7 @@ pub mod config;
 pub mod credentials;
 pub mod demo;
 pub mod devices;
+pub mod edge;
 pub mod http;
 pub mod intake;
 pub mod metrics;

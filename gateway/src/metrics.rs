@@ -76,6 +76,7 @@ macro_rules! figures {
 figures! {
     MessagesReceived "messages_received_total" Counter ["adapter"] "Reports taken in and made a message";
     Points "points_total" Counter ["adapter", "quality"] "Property values taken in, by quality";
+    Held "held_values_total" Counter ["adapter"] "Values that a rule held back: acknowledged, and not passed on as they are";
     Refused "refused_total" Counter ["adapter", "reason"] "Reports refused, by reason";
     Faults "faults_total" Counter ["adapter", "protocol"] "Departures from the protocol by peers";
     Connections "connections" Gauge ["adapter"] "Peers connected now";
@@ -187,6 +188,12 @@ impl Metrics {
     }
 
     /// A report was refused. `reason` is one of few words, not a text with names in it.
+    pub fn held(&self, adapter: &str, count: u32) {
+        if count > 0 {
+            self.add(Figure::Held, &[adapter], u64::from(count));
+        }
+    }
+
     pub fn refused(&self, adapter: &str, reason: &str) {
         self.add(Figure::Refused, &[adapter, reason], 1);
     }

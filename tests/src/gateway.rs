@@ -181,10 +181,15 @@ impl Gateway {
 
     /// SIGTERM; must end well and soon.
     pub fn stop(mut self) -> String {
+        self.terminate();
+        self.log()
+    }
+
+    /// SIGTERM; must end well and soon. Its folder stays, for a [`restart`](Self::restart).
+    pub fn terminate(&mut self) {
         self.child.signal(rustix::process::Signal::TERM);
         let status = self.child.wait(Duration::from_secs(10));
         assert!(status.success(), "it ended with {status}:\n{}", self.log());
-        self.log()
     }
 
     /// A GET of the admin port; the body of a 200 answer.

@@ -1,3 +1,5 @@
+//! Rules as a whole: what goes on, when, and that the last value is always known.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -42,7 +42,7 @@ mod tests {
     /// Every key of every section stands in the example: it is the reference.
     #[test]
     fn the_example_names_every_key() {
-        let source = include_str!("mod.rs");
+        let source = [include_str!("mod.rs"), include_str!("rules.rs")].concat();
         let text = example();
         let keys: Vec<&str> = source
             .lines()
@@ -50,7 +50,8 @@ mod tests {
             .filter(|key| key.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
             // The lists of the tree itself are written as [[adapter]] and so on.
             .filter(|key| {
-                !["adapters", "devices", "credentials", "upstreams", "relays"].contains(key) || *key == "devices"
+                !["adapters", "devices", "credentials", "upstreams", "relays", "rules", "alarms"].contains(key)
+                    || *key == "devices"
             })
             .collect();
         assert!(keys.len() > 40, "{keys:?}");

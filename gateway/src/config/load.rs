@@ -12,7 +12,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 use super::problem::{Place, Places, Problem, Problems};
-use super::{Adapter, Admin, Broker, Config, Credential, Device, Gateway, Relay, Store, Stream, Upstream};
+use super::{Adapter, Admin, Alarm, Broker, Config, Credential, Device, Gateway, Relay, Rule, Store, Stream, Upstream};
 
 /// Bytes of one file: a configuration is not data.
 const FILE_LEN_MAX: u64 = 1024 * 1024;
@@ -22,7 +22,7 @@ const TABLE_ERRORS_MAX: usize = 64;
 const FILES_MAX: usize = 256;
 
 const TABLES: &[&str] = &["gateway", "store", "admin", "broker", "stream"];
-const LISTS: &[&str] = &["adapter", "device", "credential", "upstream", "relay"];
+const LISTS: &[&str] = &["adapter", "device", "credential", "upstream", "relay", "rule", "alarm"];
 
 /// A configuration and where each of its keys stands.
 #[derive(Debug, Clone, Default)]
@@ -161,6 +161,8 @@ impl Reader {
             "device" => errors::<Device>(value),
             "credential" => errors::<Credential>(value),
             "upstream" => errors::<Upstream>(value),
+            "rule" => errors::<Rule>(value),
+            "alarm" => errors::<Alarm>(value),
             _ => errors::<Relay>(value),
         };
         for Found { key, span, what } in found {

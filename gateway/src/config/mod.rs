@@ -7,10 +7,13 @@ pub mod example;
 pub mod load;
 pub mod plan;
 pub mod problem;
+mod rules;
 
 use std::path::PathBuf;
 
 use serde::Deserialize;
+
+pub use self::rules::{Alarm, Reporting, Rule, Take};
 
 /// The whole configuration: `sluicegate.toml` plus `conf.d/*.toml`.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -31,6 +34,10 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     #[serde(rename = "relay")]
     pub relays: Vec<Relay>,
+    #[serde(rename = "rule")]
+    pub rules: Vec<Rule>,
+    #[serde(rename = "alarm")]
+    pub alarms: Vec<Alarm>,
 }
 
 /// Who this box is.

@@ -11,9 +11,10 @@ use protocols::Wire;
 
 use super::load::Loaded;
 use super::problem::{Places, Problem, Problems};
-use super::{Adapter, Config, Credential, Dialect, MqttVersion, Upstream};
+use super::{Adapter, Config, Credential, Dialect, MqttVersion, Upstream, rules};
 use crate::credentials;
 use crate::devices::Declared;
+use crate::edge::Scope;
 use crate::intake::AdapterInfo;
 use crate::signing::SigningKey;
 use crate::tls::{ServerTls, TlsError};
@@ -32,6 +33,7 @@ pub struct Plan {
     pub adapters: Vec<transport::Adapter>,
     pub credentials: Vec<credentials::Credential>,
     pub declared: Vec<Declared>,
+    pub scopes: Vec<Scope>,
 }
 
 impl Plan {
@@ -46,6 +48,7 @@ impl Plan {
         let adapters = check.adapters();
         let credentials = check.credentials();
         let declared = check.devices(&models);
+        let scopes = rules::scopes(&config, &models, |key, what| check.problem(key, what));
         check.upstreams();
         check.relays();
         check.admin();
@@ -54,7 +57,7 @@ impl Plan {
         if !problems.is_empty() {
             return Err(Problems(problems));
         }
-        Ok(Self { config, gateway_id, models: Arc::new(models), adapters, credentials, declared })
+        Ok(Self { config, gateway_id, models: Arc::new(models), adapters, credentials, declared, scopes })
     }
 }
 
