@@ -16,8 +16,10 @@ use super::hub::{Hub, SWEEP};
 use super::log::Log;
 use super::viewer::{Closed, Flushed, Viewer};
 
-/// Groups of viewers that are written to one after the other within a merge window.
-pub(super) const PHASES: usize = 8;
+/// Groups of viewers that are written to one after the other within a merge window: one for each so many viewers, since
+/// every burst wakes readers, and many short bursts cost more than one long one.
+const PHASE_VIEWERS: usize = 1000;
+const PHASES_MAX: usize = 8;
 
 /// Viewers visited before ingest gets its turn.
 const BATCH: usize = 64;
@@ -31,7 +33,8 @@ pub(super) enum Pick {
     All,
     /// Those the kernel took no more for, or that have more to get than one visit brings.
     Blocked,
-    Phase(usize),
+    /// This one of so many groups.
+    Phase(usize, usize),
     /// All, and their sessions' clocks.
     Sweep,
 }
@@ -161,7 +164,7 @@ impl Rendition {
 
     /// Visits up to [`BATCH`] viewers from `at` on; `false` when there are no more.
     fn visit(&mut self, at: &mut usize, pick: Pick, round: &Round<'_>, tally: &mut Tally) -> bool {
-        let step = if let Pick::Phase(_) = pick { PHASES } else { 1 };
+        let step = if let Pick::Phase(_, phases) = pick { phases } else { 1 };
         for _ in 0..BATCH {
             if *at >= self.viewers.len() {
                 return false;
@@ -279,7 +282,7 @@ pub(super) fn visit(
     round: &Round<'_>,
     tally: &mut Tally,
 ) -> bool {
-    let first = if let Pick::Phase(phase) = pick { phase } else { 0 };
+    let first = if let Pick::Phase(phase, _) = pick { phase } else { 0 };
     if !place.begun {
         place.begun = true;
         place.viewer = first;
@@ -304,6 +307,11 @@ fn configs(mux: &mut dyn Mux, tracks: &Tracks, dts_90k: i64) -> Bytes {
     out.freeze()
 }
 
+/// Groups for so many viewers.
+pub(super) fn phases(viewers: usize) -> usize {
+    (viewers / PHASE_VIEWERS).clamp(1, PHASES_MAX)
+}
+
 /// The loop of a stream thread; ends with the thread.
 pub(super) async fn run(hub: Rc<Hub>) {
     let mut sweep_at = Instant::now() + SWEEP;
@@ -311,7 +319,8 @@ pub(super) async fn run(hub: Rc<Hub>) {
     let mut phase = 0;
     let (mut blocked, mut more) = (false, false);
     loop {
-        let step = hub.window() / PHASES as u32;
+        let phases = hub.phases();
+        let step = hub.window() / phases as u32;
         let merging = !step.is_zero();
         let dirty = hub.dirty();
         let now = Instant::now();
@@ -341,10 +350,10 @@ pub(super) async fn run(hub: Rc<Hub>) {
             if dirty {
                 hub.late(now.duration_since(tick_at));
             }
-            let (some_blocked, some_more) = pass(&hub, Pick::Phase(phase)).await;
+            let (some_blocked, some_more) = pass(&hub, Pick::Phase(phase % phases, phases)).await;
             blocked |= some_blocked;
             more |= some_more;
-            phase = (phase + 1) % PHASES;
+            phase = (phase + 1) % phases;
             tick_at = (tick_at + step).max(now + step / 2);
         } else if !merging && hub.dirty() {
             (blocked, more) = pass(&hub, Pick::All).await;

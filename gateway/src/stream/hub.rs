@@ -76,6 +76,8 @@ pub(super) struct Hub {
     dirty: RefCell<Vec<SharedSource>>,
     wake: Notify,
     window: RefCell<Window>,
+    /// Groups of viewers in a merge window.
+    phases: Cell<usize>,
     measured: Cell<(Instant, Duration)>,
     lag: Cell<Duration>,
     bytes_in: Cell<u64>,
@@ -97,6 +99,7 @@ impl Hub {
             dirty: RefCell::default(),
             wake: Notify::new(),
             window: RefCell::new(window),
+            phases: Cell::new(1),
             measured: Cell::new((Instant::now(), cpu_time())),
             lag: Cell::default(),
             bytes_in: Cell::default(),
@@ -151,7 +154,7 @@ impl Hub {
     /// Takes a publisher's unit.
     pub(super) fn push(&self, source: &SharedSource, unit: Unit) {
         self.bytes_in.set(self.bytes_in.get() + unit.data.len() as u64);
-        let news = source.borrow_mut().push(unit, &self.rules.patience);
+        let news = source.borrow_mut().push(unit, &self.rules.patience, self.phases.get());
         if news {
             self.dirty.borrow_mut().push(source.clone());
             self.wake.notify_one();
@@ -231,7 +234,7 @@ impl Hub {
                 }
                 due
             }
-            Pick::Phase(_) => {
+            Pick::Phase(..) => {
                 let due = self.dirty.borrow().clone();
                 self.dirty.borrow_mut().retain(|source| source.borrow_mut().take_due(pick));
                 due
@@ -273,6 +276,21 @@ impl Hub {
         self.window.borrow().length()
     }
 
+    pub(super) fn phases(&self) -> usize {
+        self.phases.get()
+    }
+
+    fn viewers(&self) -> usize {
+        self.sources.borrow().iter().map(|source| source.borrow().viewers()).sum()
+    }
+
+    fn regroup(&self) {
+        let phases = fanout::phases(self.viewers());
+        if self.phases.replace(phases) != phases {
+            self.sources.borrow().iter().for_each(|source| source.borrow_mut().regroup(phases));
+        }
+    }
+
     /// Measures the busy fraction when it is time to.
     pub(super) fn measure(&self, now: Instant) {
         let (at, used) = self.measured.get();
@@ -302,6 +320,7 @@ impl Hub {
                 self.shared.publish_info(self.index, &source.borrow().name, info);
             }
         }
+        self.regroup();
         self.tell();
     }
 
@@ -313,7 +332,7 @@ impl Hub {
             window_ms: self.window().as_millis() as u64,
             lag_ms: self.lag.take().as_secs_f64() * 1000.0,
             streams: self.sources.borrow().len(),
-            viewers: self.sources.borrow().iter().map(|source| source.borrow().viewers()).sum(),
+            viewers: self.viewers(),
             bytes_in: self.bytes_in.get(),
             bytes_out: self.bytes_out.get(),
         };

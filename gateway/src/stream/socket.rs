@@ -105,7 +105,11 @@ impl Socket {
     pub(super) fn try_write_vectored(&mut self, slices: &[IoSlice<'_>], direct: bool) -> io::Result<usize> {
         match self {
             Self::Plain(tcp) if direct => SockRef::from(&*tcp).send_vectored(slices),
-            Self::Plain(tcp) => tcp.try_write_vectored(slices),
+            // One slice is what most writes are, and what the kernel takes in with fewer steps.
+            Self::Plain(tcp) => match slices {
+                [slice] => tcp.try_write(slice),
+                _ => tcp.try_write_vectored(slices),
+            },
             Self::Tls(tls) => tls.write(slices, direct),
         }
     }

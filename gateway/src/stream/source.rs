@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::audience::ViewerInfo;
 use super::camera::Camera;
-use super::fanout::{PHASES, Patience, Pick, Place, Rendition, Round, Tally, visit};
+use super::fanout::{Patience, Pick, Place, Rendition, Round, Tally, visit};
 use super::figures::Figures;
 use super::gop::{Keep, Mark};
 use super::hub::Origin;
@@ -140,8 +140,8 @@ impl Source {
         }
     }
 
-    /// Takes one unit; `true` when viewers should be visited for it.
-    pub(super) fn push(&mut self, mut unit: Unit, patience: &Patience) -> bool {
+    /// Takes one unit; `true` when viewers should be visited for it, in so many phases.
+    pub(super) fn push(&mut self, mut unit: Unit, patience: &Patience, phases: usize) -> bool {
         self.counters.bytes_in += unit.data.len() as u64;
         self.figures.bytes(unit.data.len());
         self.count(&unit);
@@ -181,7 +181,7 @@ impl Source {
             tap.offer(mark, &unit, &self.key_tracks);
         }
         let watched = self.renditions.iter().any(|rendition| !rendition.viewers.is_empty());
-        watched && std::mem::replace(&mut self.due, PHASES) == 0
+        watched && std::mem::replace(&mut self.due, phases) == 0
     }
 
     fn count(&mut self, unit: &Unit) {
@@ -236,10 +236,15 @@ impl Source {
     pub(super) fn take_due(&mut self, pick: Pick) -> bool {
         match pick {
             Pick::All => self.due = 0,
-            Pick::Phase(_) => self.due = self.due.saturating_sub(1),
+            Pick::Phase(..) => self.due = self.due.saturating_sub(1),
             Pick::Blocked | Pick::Sweep => {}
         }
         self.due > 0
+    }
+
+    /// The viewers are visited in so many phases from now on.
+    pub(super) fn regroup(&mut self, phases: usize) {
+        self.due = if self.due > 0 { phases } else { 0 };
     }
 
     /// Visits the next batch of viewers; `false` beside the tally when that was the last.
