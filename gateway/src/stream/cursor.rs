@@ -78,6 +78,11 @@ impl Cursor {
         self.waiting = true;
     }
 
+    /// Whether something is to be written that is not of the log.
+    pub(super) fn speaks(&self) -> bool {
+        !self.rest.is_empty() || !self.pending.is_empty()
+    }
+
     /// Whether there is something to write.
     pub(super) fn behind(&self, log: &Log) -> bool {
         !self.rest.is_empty() || !self.pending.is_empty() || (!self.waiting && self.offset < log.gop().head())

@@ -21,6 +21,9 @@ use super::viewer::{Closed, Flushed, Viewer};
 const PHASE_VIEWERS: usize = 1000;
 const PHASES_MAX: usize = 8;
 
+/// Bytes that containers put behind a unit: the size of an FLV tag and the end of an HTTP chunk.
+const TRAILER_MAX: usize = 6;
+
 /// Viewers visited before ingest gets its turn.
 const BATCH: usize = 64;
 
@@ -111,18 +114,24 @@ impl Rendition {
         }
     }
 
-    /// Muxes one unit for all.
-    pub(super) fn append(&mut self, unit: &Unit, mark: Mark, tracks: &Tracks, patience: &Patience) {
+    /// Muxes one unit for all; gives where in the log its media bytes lie, if in one piece.
+    pub(super) fn append(&mut self, unit: &Unit, mark: Mark, tracks: &Tracks, patience: &Patience) -> Option<u64> {
         self.scratch.clear();
         self.mux.unit(unit, &mut self.scratch);
         if self.scratch.is_empty() {
             // The container cannot say it.
-            return;
+            return None;
         }
+        let place = place(&self.scratch, &unit.data).map(|at| self.log.gop().head() + at as u64);
         let sealed = self.log.append(mark, unit.dts_90k, &self.scratch);
         if sealed || mark == Mark::Key || self.log.bound() > self.log.gop().tail() {
             self.evict(tracks, patience);
         }
+        place
+    }
+
+    pub(super) fn log(&self) -> &Log {
+        &self.log
     }
 
     /// Lets go of what no healthy viewer and no joining one needs, and of what the limits demand.
@@ -199,6 +208,10 @@ impl Rendition {
         if let Err(reason) = ticked.and_then(|()| viewer.hear(round.now)) {
             return Flushed::Gone(reason);
         }
+        if pick == Pick::Sweep && !viewer.is_unfinished() && !viewer.cursor.speaks() {
+            // It gets what is new with its phase: one write a window and no more.
+            return Flushed::Done;
+        }
         let mut passed = viewer.cursor.waiting() && viewer.cursor.settle(&self.log) && viewer.greeted;
         if viewer.is_blocked()
             && viewer.cursor.lag(&self.log) > round.patience.lag_max
@@ -257,6 +270,12 @@ impl Rendition {
     pub(super) fn bytes(&self) -> u64 {
         self.log.bytes()
     }
+}
+
+/// Where in a muxed tag the unit's bytes lie: at its end, but for the few that a container puts behind.
+fn place(tag: &[u8], data: &[u8]) -> Option<usize> {
+    let last = tag.len().checked_sub(data.len())?;
+    (last.saturating_sub(TRAILER_MAX)..=last).rev().find(|at| tag.get(*at..*at + data.len()) == Some(data))
 }
 
 /// What one pass goes by.
@@ -335,8 +354,9 @@ pub(super) async fn run(hub: Rc<Hub>) {
         } else if blocked {
             at_latest(now + RETRY);
         }
-        if merging && dirty {
-            at_latest(tick_at);
+        if dirty {
+            // Without a window at once: the news may have come while all were swept, and is not said again.
+            at_latest(if merging { tick_at } else { now });
         }
         hub.rest(next, !merging || !dirty).await;
         let now = Instant::now();

@@ -3,12 +3,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use device_models::Report;
 use protocols::media::{Container, StreamName, Unit};
 use protocols::{Input, Outbox, Output};
@@ -21,6 +23,7 @@ use super::audience::ViewerInfo;
 use super::camera::Camera;
 use super::fanout::{Pick, Tally};
 use super::info::ThreadInfo;
+use super::socket::Socket;
 use super::source::{Generation, Source};
 use super::viewer::{Account, Viewer};
 use super::window::Window;
@@ -62,6 +65,9 @@ impl fmt::Display for Origin {
     }
 }
 
+/// Room for one read from a publisher, bytes: a frame of an ordinary camera in one or two reads.
+pub(super) const READ_LEN: usize = 16 * 1024;
+
 pub(super) type SharedSource = Rc<RefCell<Source>>;
 
 pub(super) struct Hub {
@@ -82,6 +88,8 @@ pub(super) struct Hub {
     lag: Cell<Duration>,
     bytes_in: Cell<u64>,
     bytes_out: Cell<u64>,
+    /// Where publishers' reads go first; made by the first.
+    scratch: RefCell<Vec<u8>>,
 }
 
 impl Hub {
@@ -104,6 +112,7 @@ impl Hub {
             lag: Cell::default(),
             bytes_in: Cell::default(),
             bytes_out: Cell::default(),
+            scratch: RefCell::default(),
         }
     }
 
@@ -149,6 +158,15 @@ impl Hub {
 
     pub(super) fn refused_publisher(&self) {
         self.shared.refused.publishers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Reads from a publisher and adds what came to `unread`.
+    pub(super) fn read(&self, socket: &mut Socket, unread: &mut BytesMut) -> io::Result<usize> {
+        let mut scratch = self.scratch.borrow_mut();
+        scratch.resize(READ_LEN, 0);
+        let read = socket.try_read(&mut scratch)?;
+        unread.extend_from_slice(scratch.get(..read).unwrap_or_default());
+        Ok(read)
     }
 
     /// Takes a publisher's unit.

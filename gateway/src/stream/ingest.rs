@@ -11,13 +11,10 @@ use tokio::io::Interest;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::hub::{Hub, Origin, SharedSource, refuse};
+use super::hub::{Hub, Origin, READ_LEN, SharedSource, refuse};
 use super::socket::Socket;
 use super::source::Generation;
 use super::{Handover, feed, sockets};
-
-/// Room for one read, bytes: a frame of an ordinary camera in one or two reads.
-const READ_LEN: usize = 16 * 1024;
 
 /// Reads before other tasks of the thread get their turn.
 const READS_MAX: usize = 4;
@@ -113,8 +110,7 @@ impl Ingest {
             if !self.may_read() {
                 break;
             }
-            self.unread.reserve(READ_LEN);
-            match self.socket.try_read_buf(&mut self.unread) {
+            match self.hub.read(&mut self.socket, &mut self.unread) {
                 Ok(0) => return Err("the publisher closed the connection".to_owned()),
                 Ok(read) => {
                     self.heard = Instant::now();
@@ -155,6 +151,10 @@ impl Ingest {
             if self.unread.len() == before {
                 break;
             }
+        }
+        if self.unread.is_empty() {
+            // A thousand publishers must not keep a buffer each.
+            self.unread = BytesMut::new();
         }
         if self.unread.len() >= self.limits.frame_max && !self.session.paused() {
             return Err(format!("a frame of more than {} bytes", self.limits.frame_max));

@@ -75,6 +75,17 @@ impl Log {
         true
     }
 
+    /// Up to where the bytes are in sealed blocks.
+    pub(super) fn sealed_to(&self) -> u64 {
+        self.open_base
+    }
+
+    /// The sealed blocks that begin at or after `from`, with the offsets of their first bytes.
+    pub(super) fn sealed_since(&self, from: u64) -> impl Iterator<Item = (u64, &Bytes)> {
+        let first = self.sealed.partition_point(|block| block.base < from);
+        self.sealed.range(first..).map(|block| (block.base, &block.bytes))
+    }
+
     /// Bytes kept in memory.
     pub(super) fn bytes(&self) -> u64 {
         self.gop.head() - self.sealed.front().map_or(self.open_base, |block| block.base)

@@ -5,10 +5,10 @@
 //! encrypted before is with the kernel, so that at most [`ENCRYPTED_MAX`] bytes wait in here and a slow viewer's lag
 //! stays where it is bounded: in the shared log. Must not be in here: handshakes (`transport`), certificates (`tls`).
 
-use std::io::{self, BufRead, ErrorKind, IoSlice, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::SocketAddr;
 
-use bytes::BytesMut;
+use rustix::net::{RecvFlags, recv};
 use rustls::Connection;
 use socket2::SockRef;
 use tokio::io::Interest;
@@ -81,16 +81,8 @@ impl Socket {
     /// 0: the peer closed its side.
     pub(super) fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::Plain(tcp) => tcp.try_read(buffer),
+            Self::Plain(tcp) => read_dry(tcp, buffer),
             Self::Tls(tls) => tls.read(buffer),
-        }
-    }
-
-    /// Adds what is there to the buffer: as much as it has room for, or one piece of what was decrypted.
-    pub(super) fn try_read_buf(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
-        match self {
-            Self::Plain(tcp) => tcp.try_read_buf(buffer),
-            Self::Tls(tls) => tls.read_buf(buffer),
         }
     }
 
@@ -163,23 +155,6 @@ impl Tls {
         }
     }
 
-    fn read_buf(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
-        loop {
-            let mut reader = self.tls.reader();
-            match reader.fill_buf() {
-                Ok(piece) => {
-                    let len = piece.len();
-                    buffer.extend_from_slice(piece);
-                    reader.consume(len);
-                    return Ok(len);
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => self.fill()?,
-                Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(0),
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
     /// Reads records off the socket. Called only when everything decrypted was read: `WouldBlock` then means that the
     /// runtime will say when there is more.
     fn fill(&mut self) -> io::Result<()> {
@@ -209,6 +184,21 @@ impl Tls {
         }
         Ok(())
     }
+}
+
+/// Reads; a read that does not fill the buffer has emptied the socket, and the runtime is told so, which saves the read
+/// that would only find that out.
+fn read_dry(tcp: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut got = None;
+    let outcome = tcp.try_io(Interest::READABLE, || {
+        let (read, _) = recv(tcp, &mut *buffer, RecvFlags::empty())?;
+        if (1..buffer.len()).contains(&read) {
+            got = Some(read);
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        Ok(read)
+    });
+    got.map_or(outcome, Ok)
 }
 
 /// The TCP socket as rustls wants it.

@@ -174,8 +174,11 @@ impl Source {
             self.renditions.iter_mut().for_each(Rendition::tracks_changed);
         }
         self.counters.gops_over_limit += u64::from(self.recent.push(mark, &unit));
-        for rendition in &mut self.renditions {
-            rendition.append(&unit, mark, &self.key_tracks, patience);
+        for (at, rendition) in self.renditions.iter_mut().enumerate() {
+            let place = rendition.append(&unit, mark, &self.key_tracks, patience);
+            if at == 0 {
+                self.recent.follow(rendition.log(), self.recent.len().saturating_sub(1), place);
+            }
         }
         for tap in &mut self.taps {
             tap.offer(mark, &unit, &self.key_tracks);
@@ -215,8 +218,12 @@ impl Source {
             return at;
         }
         let mut rendition = Rendition::new(container, self.keep);
-        for (mark, unit) in self.recent.units() {
-            rendition.append(unit, *mark, &self.key_tracks, patience);
+        for at in 0..self.recent.len() {
+            let Some((mark, unit)) = self.recent.get(at) else { break };
+            let place = rendition.append(&unit, mark, &self.key_tracks, patience);
+            if self.renditions.is_empty() {
+                self.recent.follow(rendition.log(), at, place);
+            }
         }
         self.renditions.push(rendition);
         self.renditions.len() - 1
@@ -313,7 +320,11 @@ impl Source {
                 rendition.idle_since.get_or_insert(now);
             }
         }
+        let first = self.renditions.first().map(|rendition| rendition.container);
         self.renditions.retain(|r| r.idle_since.is_none_or(|since| now.duration_since(since) < IDLE_MAX));
+        if first != self.renditions.first().map(|rendition| rendition.container) {
+            self.recent.follow_anew();
+        }
         self.gone_since.is_some_and(|since| now.duration_since(since) >= grace)
     }
 
@@ -336,7 +347,7 @@ impl Source {
             bits_per_second: if self.is_live() { self.figures.bits_per_second() } else { 0 },
             key_interval_ms: (self.figures.key_interval / 90) as u64,
             viewers: self.viewers(),
-            kept_bytes: kept + self.recent.bytes(),
+            kept_bytes: kept + self.recent.own_bytes(),
             counters: StreamCounters { reports_dropped: self.camera.dropped, ..self.counters },
             relays: self.relays.iter().map(|relay| relay.borrow().clone()).collect(),
             taps: self.taps.iter().map(Spout::info).collect(),

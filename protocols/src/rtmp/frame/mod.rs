@@ -10,6 +10,8 @@ pub const CHUNK_STREAMS_MAX: usize = 64;
 
 /// Chunk sizes above this mean this: no message is longer (5.4.1).
 pub const CHUNK_SIZE_MAX: u32 = 0xff_ffff;
+/// Bytes set aside at a message's first chunk: a message's length is the peer's word, its bytes are not there yet.
+const RESERVE_MAX: usize = 1 << 20;
 
 /// What a peer's chunk size is before it says another.
 pub const CHUNK_SIZE_START: u32 = 128;
@@ -160,9 +162,10 @@ impl ChunkReader {
         let piece = buffer.split_to(now);
         self.taken += now as u64;
         self.current = (now < left).then_some((place, left - now));
-        if stream.partial.is_empty() && now == stream.length {
-            // All of it lies in the driver's buffer: no copy.
-            return Ok(Some(stream.message(piece.freeze())));
+        if stream.partial.is_empty() {
+            // A buffer of its own and of its size: a frame is kept until the next key frame, and would keep the driver's
+            // whole buffer with it.
+            stream.partial.reserve(stream.length.min(RESERVE_MAX));
         }
         self.held += now;
         let held_max = self.message_max.saturating_mul(2);
