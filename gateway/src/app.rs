@@ -23,6 +23,7 @@ use crate::threads::Tasks;
 use crate::tls::ServerTls;
 use crate::transport::{self, Services};
 use crate::upstream::{self, Upstream};
+use crate::webrtc::Webrtc;
 
 /// Camera reports that may wait for the intake.
 const CAMERA_REPORTS_MAX: usize = 1_024;
@@ -89,7 +90,8 @@ impl App {
         }
         let upstreams = start_upstreams(&plan.config, &plan.gateway_id, &services)?;
         let store_bytes_max = plan.config.store.cap_mib * 1024 * 1024;
-        let parts = admin::Parts::of(&plan.gateway_id, &services, views, upstreams.clone(), store_bytes_max);
+        let webrtc = Webrtc::start(&plan.config.webrtc, &services).await?;
+        let parts = admin::Parts::of(&plan.gateway_id, &services, views, upstreams.clone(), webrtc, store_bytes_max);
         let admin = admin::start(&plan.config.admin, parts, &tasks).await?;
         info!(gateway = %plan.gateway_id, took = ?started.elapsed(), "started");
         Ok(Self { services, bound, admin, upstreams, certificates, tasks })

@@ -23,3 +23,4 @@ pub mod threads;
 pub mod tls;
 pub mod transport;
 pub mod upstream;
+pub mod webrtc;

@@ -122,6 +122,13 @@ figures! {
     StreamSkips "stream_skips_total" SampledCounter ["stream"] "Jumps of viewers that had fallen behind";
     StreamFaults "stream_faults_total" SampledCounter ["stream"] "Broken messages of the source, and tracks that are not carried";
     StreamTimesFixed "stream_times_fixed_total" SampledCounter ["stream"] "Timestamps of the source that were corrected";
+    WebrtcSessions "webrtc_sessions" Gauge ["role"] "WebRTC sessions, by what the peer does: watch (WHEP), publish (WHIP)";
+    WebrtcEnded "webrtc_ended_total" Counter ["reason"] "WebRTC sessions that ended, by reason";
+    WebrtcBytes "webrtc_bytes_total" Counter ["direction"] "Bytes of WebRTC datagrams, in and out";
+    WebrtcDropped "webrtc_datagrams_dropped_total" Counter ["reason"] "WebRTC datagrams thrown away, by reason";
+    WebrtcKeyRequests "webrtc_key_requests_total" Counter ["answer"] "Requests for key frames: of viewers (repeated, or soon-enough after the last), and of ours to publishers (asked)";
+    WebrtcSkips "webrtc_skips_total" Counter ["reason"] "Times that a WebRTC session left frames out up to a key frame, by reason";
+    WebrtcReordered "webrtc_reordered_total" Counter [] "WebRTC viewers of a stream with B-frames, which browsers show out of order";
     ThreadBusy "thread_busy_ratio" Gauge ["thread"] "Part of the time a pinned thread works, 0 to 1";
     ThreadLag "thread_loop_lag_seconds" Gauge ["thread"] "Longest wait of a pinned thread's loop in its last second";
     BrokerSessions "broker_sessions" SampledGauge [] "MQTT sessions kept";

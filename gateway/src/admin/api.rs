@@ -63,6 +63,8 @@ async fn gateway(State(console): State<Console>) -> Json<Json_> {
         "started_us": console.started_us,
         "uptime_seconds": console.started.elapsed().as_secs(),
         "adapters": parts.adapters,
+        // Where WebRTC's media goes; null: this gateway speaks none.
+        "webrtc": parts.webrtc.as_ref().map(crate::webrtc::Webrtc::address),
         // What a reference consumer in the same process has (the demo's has one): null otherwise.
         "consumer": parts.metrics.consumer().map(|c| json!({
             "messages": c.messages, "missing": c.missing, "duplicates": c.duplicates,

@@ -39,9 +39,13 @@ pub(super) struct Visit {
     _room: OwnedSemaphorePermit,
 }
 
-/// The address at the other end.
+/// The two ends of a connection.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct From(pub(super) SocketAddr);
+pub(super) struct From {
+    pub(super) peer: SocketAddr,
+    /// Our own address, as the peer reached it.
+    pub(super) reached: Option<SocketAddr>,
+}
 
 impl Door {
     pub(super) fn new(listener: TcpListener) -> Self {
@@ -80,7 +84,7 @@ impl Listener for Door {
 
 impl Connected<IncomingStream<'_, Door>> for From {
     fn connect_info(stream: IncomingStream<'_, Door>) -> Self {
-        Self(*stream.remote_addr())
+        Self { peer: *stream.remote_addr(), reached: stream.io().stream.local_addr().ok() }
     }
 }
 

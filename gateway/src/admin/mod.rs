@@ -1,7 +1,7 @@
 //! The console: status page, API, live feed, metrics, health; the one owner of axum.
 //!
 //! `parts.rs` what it is given; `guard.rs` who may; `door.rs` connections and their deadlines; `api.rs` the routes;
-//! `live.rs` the live feed; `page.rs` the page's files; `wiring.rs` the views read off the gateway's parts. Must not be in here: anything that decides for the gateway.
+//! `webrtc.rs` WHEP and WHIP; `live.rs` the live feed; `page.rs` the page's files; `wiring.rs` the views read off the gateway's parts. Must not be in here: anything that decides for the gateway.
 
 mod api;
 mod door;
@@ -10,6 +10,7 @@ mod live;
 mod page;
 pub mod parts;
 mod problem;
+mod webrtc;
 mod wiring;
 
 use std::io;
@@ -91,6 +92,9 @@ fn router(console: Console) -> Router {
     for route in api::routes() {
         router = router.route(route.path, route.handler);
     }
+    for (path, handler) in webrtc::routes() {
+        router = router.route(path, handler);
+    }
     for asset in page::ASSETS {
         router = router.route(asset.path, get(move |headers: HeaderMap| async move { asset.answer(&headers) }));
     }
@@ -107,13 +111,19 @@ fn router(console: Console) -> Router {
 /// Lets a request in or turns it away, and says to browsers what the answer may do.
 async fn admit(
     State(console): State<Console>,
-    ConnectInfo(door::From(peer)): ConnectInfo<door::From>,
+    ConnectInfo(door::From { peer, .. }): ConnectInfo<door::From>,
     request: Request,
     next: Next,
 ) -> Response {
-    let need = need(request.uri().path());
+    let path = request.uri().path();
     let policy = page::content_policy(request.headers());
-    let mut response = match console.guard.check(peer, request.method(), request.headers(), need) {
+    // A stream's keys decide about these, not the console's token.
+    let checked = if webrtc::owns(path) {
+        Ok(())
+    } else {
+        console.guard.check(peer, request.method(), request.headers(), need(path))
+    };
+    let mut response = match checked {
         Ok(()) => next.run(request).await,
         Err(turned) => {
             console.parts.metrics.add(Figure::AdminRefused, &[turned.reason], 1);

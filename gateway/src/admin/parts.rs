@@ -12,6 +12,7 @@ use serde::Serialize;
 use tokio::sync::broadcast;
 
 use crate::metrics::Metrics;
+use crate::webrtc::Webrtc;
 
 /// Reads a view; must be quick and must not block.
 pub type Read<T> = Box<dyn Fn() -> T + Send + Sync>;
@@ -33,6 +34,8 @@ pub struct Parts {
     pub store: Read<StoreView>,
     pub live: Read<broadcast::Receiver<Arc<Message>>>,
     pub order: SendOrder,
+    /// Where browsers' offers go; `None`: no WebRTC here.
+    pub webrtc: Option<Webrtc>,
     /// An error says why the gateway cannot do its work now.
     pub ready: Read<Result<(), String>>,
 }

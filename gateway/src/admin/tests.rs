@@ -77,6 +77,7 @@ async fn start_console(token: Option<&str>) -> Running {
                 if silent { Err(Failure::Silent(Duration::from_secs(1))) } else { Ok(Value::Bool(true)) }
             })
         }),
+        webrtc: None,
         ready: Box::new(|| Ok(())),
     };
     let folder = tempfile::tempdir().unwrap();

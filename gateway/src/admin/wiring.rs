@@ -15,6 +15,7 @@ use crate::metrics::{Figure, Metrics, Sample};
 use crate::stream::{StreamCore, StreamInfo};
 use crate::transport::{Adapter, Listen, Services};
 use crate::upstream::{Status, Upstream};
+use crate::webrtc::Webrtc;
 
 /// Bytes of a memory page on every target we build for.
 const PAGE_BYTES: u64 = 4096;
@@ -26,6 +27,7 @@ impl Parts {
         services: &Services,
         adapters: Vec<AdapterView>,
         upstreams: Vec<Upstream>,
+        webrtc: Option<Webrtc>,
         store_bytes_max: u64,
     ) -> Self {
         sample(services, store_bytes_max);
@@ -50,6 +52,7 @@ impl Parts {
                 let devices = orders.clone();
                 Box::pin(async move { devices.order(&thing, &id, order, patience).await })
             }),
+            webrtc,
             ready: Box::new(move || match ready.stat().failures {
                 0 => Ok(()),
                 failures => Err(format!("{failures} batches could not be written to disk since the start")),

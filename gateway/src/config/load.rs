@@ -12,7 +12,9 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 use super::problem::{Place, Places, Problem, Problems};
-use super::{Adapter, Admin, Alarm, Broker, Config, Credential, Device, Gateway, Relay, Rule, Store, Stream, Upstream};
+use super::{
+    Adapter, Admin, Alarm, Broker, Config, Credential, Device, Gateway, Relay, Rule, Store, Stream, Upstream, Webrtc,
+};
 
 /// Bytes of one file: a configuration is not data.
 const FILE_LEN_MAX: u64 = 1024 * 1024;
@@ -21,7 +23,7 @@ const TABLE_ERRORS_MAX: usize = 64;
 /// Files in `conf.d`.
 const FILES_MAX: usize = 256;
 
-const TABLES: &[&str] = &["gateway", "store", "admin", "broker", "stream"];
+const TABLES: &[&str] = &["gateway", "store", "admin", "broker", "stream", "webrtc"];
 const LISTS: &[&str] = &["adapter", "device", "credential", "upstream", "relay", "rule", "alarm"];
 
 /// A configuration and where each of its keys stands.
@@ -157,6 +159,7 @@ impl Reader {
             "admin" => errors::<Admin>(value),
             "broker" => errors::<Broker>(value),
             "stream" => errors::<Stream>(value),
+            "webrtc" => errors::<Webrtc>(value),
             "adapter" => errors::<Adapter>(value),
             "device" => errors::<Device>(value),
             "credential" => errors::<Credential>(value),

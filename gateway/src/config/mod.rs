@@ -24,6 +24,7 @@ pub struct Config {
     pub admin: Admin,
     pub broker: Broker,
     pub stream: Stream,
+    pub webrtc: Webrtc,
     #[serde(rename = "adapter")]
     pub adapters: Vec<Adapter>,
     #[serde(rename = "device")]
@@ -179,6 +180,20 @@ pub struct Stream {
     pub grace_seconds: u64,
     /// Whether a new publisher of a live stream replaces the old one (else it is refused).
     pub takeover: bool,
+}
+
+/// WebRTC: WHEP out and WHIP in, on the console's port; its media on a port of its own.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Webrtc {
+    /// `udp://HOST:PORT` of the media; empty: no WebRTC.
+    pub listen: String,
+    /// More addresses at which peers reach that port, `IP` or `IP:PORT`: for a box behind a router that forwards it.
+    pub candidates: Vec<String>,
+    /// Whether peers without a key may watch and publish.
+    pub allow_anonymous: bool,
+    /// Sessions at a time, 1 to 10000.
+    pub sessions_max: usize,
 }
 
 /// A transport plus a protocol plus a thing model.
@@ -392,6 +407,12 @@ impl Default for Stream {
             grace_seconds: 15,
             takeover: true,
         }
+    }
+}
+
+impl Default for Webrtc {
+    fn default() -> Self {
+        Self { listen: String::new(), candidates: Vec::new(), allow_anonymous: false, sessions_max: 100 }
     }
 }
 

@@ -52,6 +52,7 @@ impl Plan {
         check.upstreams();
         check.relays();
         check.admin();
+        check.webrtc();
         check.memory();
         let problems = check.problems;
         if !problems.is_empty() {
@@ -436,6 +437,31 @@ impl Check<'_> {
         }
         if let Some(file) = admin.token_file.as_deref().filter(|f| !f.is_file()) {
             self.problem("admin.token_file", format!("{} is not a file", file.display()));
+        }
+    }
+
+    fn webrtc(&mut self) {
+        let webrtc = &self.config.webrtc;
+        if !(1..=10_000).contains(&webrtc.sessions_max) {
+            self.problem("webrtc.sessions_max", "out of range: 1 to 10000 sessions");
+        }
+        for given in webrtc.candidates.iter().filter(|given| {
+            given.parse::<std::net::SocketAddr>().is_err() && given.parse::<std::net::IpAddr>().is_err()
+        }) {
+            self.problem("webrtc.candidates", format!("`{given}` is neither IP nor IP:PORT"));
+        }
+        if webrtc.listen.is_empty() {
+            return;
+        }
+        match webrtc.listen.parse::<Listen>() {
+            Ok(Listen::Udp(_)) if self.config.admin.listen.is_empty() => {
+                self.problem("webrtc.listen", "WHEP and WHIP are on the console's port: set admin.listen too");
+            }
+            Ok(Listen::Udp(_)) if !webrtc.allow_anonymous && self.config.credentials.is_empty() => {
+                self.problem("webrtc.listen", "nobody may come in: add a [[credential]] or allow_anonymous = true");
+            }
+            Ok(Listen::Udp(_)) => {}
+            _ => self.problem("webrtc.listen", format!("`{}` is not udp://HOST:PORT", webrtc.listen)),
         }
     }
 

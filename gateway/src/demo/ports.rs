@@ -37,6 +37,9 @@ impl Ports {
         if !config.admin.listen.is_empty() {
             config.admin.listen = self.free("status page", false, &config.admin.listen)?.to_string();
         }
+        if let Some(wanted) = config.webrtc.listen.strip_prefix("udp://") {
+            config.webrtc.listen = format!("udp://{}", self.free("WebRTC", true, wanted)?);
+        }
         for adapter in &mut config.adapters {
             let (scheme, rest) = adapter.listen.split_once("://").context("an adapter without a scheme")?;
             let free = self.free(&adapter.name, scheme == "udp", rest)?;

@@ -27,3 +27,4 @@ mod store;
 mod streams;
 mod style;
 mod tls;
+mod webrtc;

@@ -80,6 +80,8 @@ fn dependencies_have_one_owner() {
         ("tokio_serial::", "gateway/src/transport/"),
         ("axum::", "gateway/src/admin/"),
         ("hyper::", "gateway/src/http.rs"),
+        ("str0m::", "gateway/src/webrtc/peers/"),
+        ("dimpl::", "gateway/src/webrtc/peers/crypto/"),
         ("prometheus_client::", "gateway/src/metrics.rs"),
     ];
     for path in sources() {
