@@ -4,20 +4,21 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use device_models::Report;
-use protocols::Identity;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use crate::admin::{self, parts::AdapterView};
 use crate::broker::{Broker, WillReport};
 use crate::bus::Bus;
+use crate::cameras;
 use crate::config::{self, plan::Plan};
 use crate::credentials::Gatekeeper;
 use crate::devices::Devices;
 use crate::edge::Edge;
-use crate::intake::{AdapterInfo, Intake};
+use crate::intake::Intake;
 use crate::metrics::Metrics;
+use crate::outlet::{Means, Outlets, Voice};
+use crate::relay::Relays;
 use crate::stream::StreamCore;
 use crate::threads::Tasks;
 use crate::tls::ServerTls;
@@ -75,8 +76,12 @@ impl App {
         let (broker, wills) = Broker::open(&plan.config.broker, bus.keyed(), Arc::clone(&gatekeeper), &tasks)?;
         tasks.spawn("wills", take_will_reports(intake.clone(), wills, tasks.clone()));
         let (reports, camera_reports) = mpsc::channel(CAMERA_REPORTS_MAX);
-        let streams = StreamCore::start(&plan.config.stream, &plan.config.relays, reports, &tasks)?;
-        tasks.spawn("cameras", take_camera_reports(intake.clone(), camera_reports));
+        let voice = Voice::new(&reports, metrics.clone());
+        let streams = StreamCore::start(&plan.config.stream, reports, &tasks)?;
+        let relays = Relays::new(&plan.config.relays, &plan.config.stream);
+        let means = Means { streams: streams.clone(), tasks: tasks.clone(), metrics: metrics.clone(), voice };
+        let outlets = Outlets::start(means, relays, intake.events());
+        tasks.spawn("cameras", cameras::run(intake.clone(), outlets.clone(), camera_reports));
         tasks.spawn("latest", save_latest(devices.clone(), tasks.clone()));
         let services = Services { tasks: tasks.clone(), bus, intake, broker, streams, gatekeeper, metrics };
         let certificates = plan.adapters.iter().filter_map(|adapter| adapter.tls.clone()).collect();
@@ -91,7 +96,8 @@ impl App {
         let upstreams = start_upstreams(&plan.config, &plan.gateway_id, &services)?;
         let store_bytes_max = plan.config.store.cap_mib * 1024 * 1024;
         let webrtc = Webrtc::start(&plan.config.webrtc, &services).await?;
-        let parts = admin::Parts::of(&plan.gateway_id, &services, views, upstreams.clone(), webrtc, store_bytes_max);
+        let ups = upstreams.clone();
+        let parts = admin::Parts::of(&plan.gateway_id, &services, views, ups, webrtc, &outlets, store_bytes_max);
         let admin = admin::start(&plan.config.admin, parts, &tasks).await?;
         info!(gateway = %plan.gateway_id, took = ?started.elapsed(), "started");
         Ok(Self { services, bound, admin, upstreams, certificates, tasks })
@@ -129,23 +135,6 @@ fn start_upstreams(config: &config::Config, gateway: &str, services: &Services) 
         metrics: services.metrics.clone(),
     };
     Ok(configs.iter().map(|config| Upstream::start(config.clone(), &parts)).collect::<Result<_, _>>()?)
-}
-
-/// Cameras are things too: what the streaming core says of them goes the way of every report.
-async fn take_camera_reports(intake: Intake, mut reports: mpsc::Receiver<Report>) {
-    let adapter = AdapterInfo {
-        name: Arc::from("camera"),
-        product: Some("ip-camera".to_owned()),
-        auto_register: true,
-        allow_anonymous: true,
-    };
-    let identity = Identity::anonymous();
-    // Ends when the streaming core is gone.
-    while let Some(report) = reports.recv().await {
-        if let Err(refusal) = intake.take(&adapter, &identity, report, None).await {
-            debug!(%refusal, "a camera's report is refused");
-        }
-    }
 }
 
 /// What MQTT wills say about devices; nobody is left to be acknowledged.

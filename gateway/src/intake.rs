@@ -16,6 +16,8 @@ use crate::metrics::Metrics;
 
 /// Messages the live view may lag behind before it misses some.
 const LIVE_BACKLOG: usize = 1_024;
+/// Events that those who act on them may lag behind.
+const EVENTS_BACKLOG: usize = 256;
 
 /// What intake must know of an adapter.
 #[derive(Debug, Clone)]
@@ -41,11 +43,19 @@ pub struct Intake {
     metrics: Metrics,
     edge: Edge,
     live: broadcast::Sender<Arc<Message>>,
+    events: broadcast::Sender<Arc<Message>>,
 }
 
 impl Intake {
     pub fn new(devices: Devices, bus: Bus, metrics: Metrics, edge: Edge) -> Self {
-        Self { devices, bus, metrics, edge, live: broadcast::Sender::new(LIVE_BACKLOG) }
+        Self {
+            devices,
+            bus,
+            metrics,
+            edge,
+            live: broadcast::Sender::new(LIVE_BACKLOG),
+            events: broadcast::Sender::new(EVENTS_BACKLOG),
+        }
     }
 
     pub fn devices(&self) -> &Devices {
@@ -55,6 +65,11 @@ impl Intake {
     /// Follows every message as it is taken in (not yet durable): for the status page.
     pub fn live(&self) -> broadcast::Receiver<Arc<Message>> {
         self.live.subscribe()
+    }
+
+    /// Follows the events of all things alone, as they are taken in: for what acts on them.
+    pub fn events(&self) -> broadcast::Receiver<Arc<Message>> {
+        self.events.subscribe()
     }
 
     /// Takes one report. `None`: it says nothing new (a device that is online says that it is online; a rule holds all its
@@ -183,8 +198,16 @@ impl Intake {
         let class = message.class();
         let record = wire::encode_message(&message);
         let seq = self.bus.append(class, &record).await.map_err(|e| Refusal::Unavailable(e.to_string()))?;
-        if self.live.receiver_count() > 0 {
-            drop(self.live.send(Arc::new(message)));
+        let lives = self.live.receiver_count() > 0;
+        let happens = matches!(message.body, Body::Event { .. }) && self.events.receiver_count() > 0;
+        if lives || happens {
+            let message = Arc::new(message);
+            if happens {
+                drop(self.events.send(Arc::clone(&message)));
+            }
+            if lives {
+                drop(self.live.send(message));
+            }
         }
         Ok(Appended { class, seq })
     }

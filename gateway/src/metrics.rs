@@ -129,6 +129,12 @@ figures! {
     WebrtcKeyRequests "webrtc_key_requests_total" Counter ["answer"] "Requests for key frames: of viewers (repeated, or soon-enough after the last), and of ours to publishers (asked)";
     WebrtcSkips "webrtc_skips_total" Counter ["reason"] "Times that a WebRTC session left frames out up to a key frame, by reason";
     WebrtcReordered "webrtc_reordered_total" Counter [] "WebRTC viewers of a stream with B-frames, which browsers show out of order";
+    RelaySending "relay_sending" SampledGauge ["stream", "url"] "1 while the relay sends the stream";
+    RelayConnections "relay_connections_total" SampledCounter ["stream", "url"] "Connections the relay made";
+    RelayBytes "relay_bytes_total" SampledCounter ["stream", "url"] "Bytes of media the relay sent";
+    RelaySkipped "relay_skipped_units_total" SampledCounter ["stream", "url"] "Access units the relay left out: its server was too slow, or its budget too small";
+    AlarmsMissed "alarms_missed_total" Counter [] "Events that came too fast to be looked at as alarms of relays and recordings";
+    OutletReportsDropped "outlet_reports_dropped_total" Counter [] "Words of relays and recordings about cameras that found the intake full";
     ThreadBusy "thread_busy_ratio" Gauge ["thread"] "Part of the time a pinned thread works, 0 to 1";
     ThreadLag "thread_loop_lag_seconds" Gauge ["thread"] "Longest wait of a pinned thread's loop in its last second";
     BrokerSessions "broker_sessions" SampledGauge [] "MQTT sessions kept";

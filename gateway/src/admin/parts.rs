@@ -121,9 +121,17 @@ pub struct StreamView {
 
 #[derive(Debug, Clone, Serialize)]
 pub struct RelayView {
+    /// Without user, password and query.
     pub url: String,
-    pub state: String,
+    /// `idle`, `connecting`, `sending`, `key-frames`, `over-budget`, `waiting`.
+    pub state: &'static str,
+    /// Why it runs.
+    pub reason: Option<String>,
+    /// Why the last connection ended, or which budget is in the way.
     pub error: Option<String>,
+    pub connections: u64,
+    pub bytes: u64,
+    pub skipped: u64,
 }
 
 #[derive(Debug, Clone, Serialize)]

@@ -12,6 +12,8 @@ use super::parts::{
 use crate::bus::{Bus, Happening};
 use crate::devices::ThingState;
 use crate::metrics::{Figure, Metrics, Sample};
+use crate::outlet::Outlets;
+use crate::relay::RelayInfo;
 use crate::stream::{StreamCore, StreamInfo};
 use crate::transport::{Adapter, Listen, Services};
 use crate::upstream::{Status, Upstream};
@@ -28,13 +30,14 @@ impl Parts {
         adapters: Vec<AdapterView>,
         upstreams: Vec<Upstream>,
         webrtc: Option<Webrtc>,
+        outlets: &Outlets,
         store_bytes_max: u64,
     ) -> Self {
-        sample(services, store_bytes_max);
+        sample(services, outlets, store_bytes_max);
         let devices = services.intake.devices().clone();
         let (all, one, orders) = (devices.clone(), devices.clone(), devices);
         let (streams, bus, ready) = (services.streams.clone(), services.bus.clone(), services.bus.clone());
-        let intake = services.intake.clone();
+        let (intake, outlets) = (services.intake.clone(), outlets.clone());
         Self {
             gateway: Arc::from(gateway),
             metrics: services.metrics.clone(),
@@ -44,7 +47,7 @@ impl Parts {
                 one.by_id(id)?;
                 one.snapshot().iter().find(|state| *state.id == *id).map(thing_view)
             }),
-            streams: Box::new(move || streams.list().iter().map(stream_view).collect()),
+            streams: Box::new(move || streams.list().iter().map(|info| stream_view(info, &outlets)).collect()),
             upstreams: Box::new(move || upstreams.iter().map(|upstream| upstream_view(upstream.status())).collect()),
             store: Box::new(move || store_view(&bus, store_bytes_max)),
             live: Box::new(move || intake.live()),
@@ -150,12 +153,16 @@ fn kind(kind: &Kind) -> &'static str {
     }
 }
 
-fn stream_view(info: &StreamInfo) -> StreamView {
+fn stream_view(info: &StreamInfo, outlets: &Outlets) -> StreamView {
     let (width, height) = info.video.as_ref().map_or((0, 0), |video| (video.width, video.height));
-    let relays = info.relays.iter().map(|relay| RelayView {
-        url: relay.url.clone(),
-        state: format!("{:?}", relay.state).to_lowercase(),
-        error: relay.error.clone(),
+    let relays = outlets.info(&info.name).relays.into_iter().map(|relay| RelayView {
+        url: relay.url,
+        state: relay.state.as_str(),
+        reason: relay.reason,
+        error: relay.error,
+        connections: relay.connections,
+        bytes: relay.bytes,
+        skipped: relay.skipped,
     });
     StreamView {
         name: info.name.clone(),
@@ -211,7 +218,7 @@ fn store_view(bus: &Bus, bytes_max: u64) -> StoreView {
 // === figures ===
 
 /// Has the figures read that their owners keep.
-fn sample(services: &Services, store_bytes_max: u64) {
+fn sample(services: &Services, outlets: &Outlets, store_bytes_max: u64) {
     let metrics = &services.metrics;
     let bus = services.bus.clone();
     let counted = metrics.clone();
@@ -232,6 +239,8 @@ fn sample(services: &Services, store_bytes_max: u64) {
     });
     let streams = services.streams.clone();
     metrics.sample(move || streams.list().iter().flat_map(stream_figures).collect());
+    let (streams, outlets) = (services.streams.clone(), outlets.clone());
+    metrics.sample(move || streams.list().iter().flat_map(|info| outlet_figures(&info.name, &outlets)).collect());
     let (streams, devices) = (services.streams.clone(), services.intake.devices().clone());
     let started = Instant::now();
     let threads: Metrics = metrics.clone();
@@ -291,6 +300,20 @@ fn stream_figures(info: &StreamInfo) -> Vec<Sample> {
         one(Figure::StreamFaults, info.counters.faults as f64),
         one(Figure::StreamTimesFixed, info.counters.times_fixed as f64),
     ]
+}
+
+fn outlet_figures(stream: &str, outlets: &Outlets) -> Vec<Sample> {
+    let relays = outlets.info(stream).relays;
+    let of_relay = |relay: RelayInfo| {
+        let one = |figure, value: f64| Sample::new(figure, &[stream, relay.url.as_str()], value);
+        [
+            one(Figure::RelaySending, f64::from(u8::from(relay.state.is_sending()))),
+            one(Figure::RelayConnections, relay.connections as f64),
+            one(Figure::RelayBytes, relay.bytes as f64),
+            one(Figure::RelaySkipped, relay.skipped as f64),
+        ]
+    };
+    relays.into_iter().flat_map(of_relay).collect()
 }
 
 fn note_threads(streams: &StreamCore, metrics: &Metrics) {

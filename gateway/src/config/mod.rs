@@ -5,6 +5,7 @@
 
 pub mod example;
 pub mod load;
+mod outlet;
 pub mod plan;
 pub mod problem;
 mod rules;
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+pub use self::outlet::{AlarmEvent, OverBudget, Relay, When};
 pub use self::rules::{Alarm, Reporting, Rule, Take};
 
 /// The whole configuration: `sluicegate.toml` plus `conf.d/*.toml`.
@@ -180,6 +182,8 @@ pub struct Stream {
     pub grace_seconds: u64,
     /// Whether a new publisher of a live stream replaces the old one (else it is refused).
     pub takeover: bool,
+    /// What all relays together may take, kbit/s; 0: no limit.
+    pub relays_kbps_max: u64,
 }
 
 /// WebRTC: WHEP out and WHIP in, on the console's port; its media on a port of its own.
@@ -331,16 +335,6 @@ pub enum Dialect {
     Homeassistant,
 }
 
-/// A stream copied to an RTMP server.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Relay {
-    /// Stream name, or `live/*`.
-    pub stream: String,
-    /// `rtmp://HOST[:PORT]/APP/NAME`; `{app}` and `{name}` stand for the stream's own.
-    pub url: String,
-}
-
 // === defaults ===
 
 impl Default for Gateway {
@@ -406,6 +400,7 @@ impl Default for Stream {
             wait_max_seconds: 5,
             grace_seconds: 15,
             takeover: true,
+            relays_kbps_max: 0,
         }
     }
 }

@@ -417,9 +417,24 @@ impl Check<'_> {
 
     fn relays(&mut self) {
         for (at, relay) in self.config.relays.iter().enumerate() {
-            if !relay.url.starts_with("rtmp://") {
-                self.problem(format!("relay[{at}].url"), "write rtmp://HOST[:PORT]/APP/NAME");
+            let key = format!("relay[{at}]");
+            if !relay.url.starts_with("rtmp://") && !relay.url.starts_with("rtmps://") {
+                self.problem(format!("{key}.url"), "write rtmp://HOST[:PORT]/APP/NAME or rtmps://HOST[:PORT]/APP/NAME");
             }
+            if let Some(file) = relay.ca_file.as_deref().filter(|f| !f.is_file()) {
+                self.problem(format!("{key}.ca_file"), format!("{} is not a file", file.display()));
+            }
+            self.alarms(&key, relay.when, &relay.alarms, relay.hold_seconds);
+        }
+    }
+
+    /// When a relay runs.
+    fn alarms(&mut self, key: &str, when: super::When, alarms: &[super::AlarmEvent], hold_seconds: u64) {
+        if when == super::When::Alarm && alarms.is_empty() {
+            self.problem(format!("{key}.alarms"), "when = \"alarm\" needs events: alarms = [{ event = \"alarm\" }]");
+        }
+        if !(1..=86_400).contains(&hold_seconds) {
+            self.problem(format!("{key}.hold_seconds"), format!("{hold_seconds} is out of range: 1 to 86400 seconds"));
         }
     }
 

@@ -30,8 +30,13 @@ pub(super) async fn push(address: SocketAddr, name: &str, clip: Bytes, counts: C
     let clip = Clip::read(&clip)?;
     let mut stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
-    let target =
-        Target { host: address.ip().to_string(), port: address.port(), app: APP.to_owned(), name: name.to_owned() };
+    let target = Target {
+        host: address.ip().to_string(),
+        port: address.port(),
+        app: APP.to_owned(),
+        name: name.to_owned(),
+        secure: false,
+    };
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(|error| std::io::Error::other(error.to_string()))?;
     let mut publisher = Publisher::new(target, &seed);

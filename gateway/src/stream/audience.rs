@@ -15,7 +15,7 @@ use super::viewer::Viewer;
 use super::{Order, StreamCore};
 use crate::clock;
 
-/// One viewer (or relay) of a stream, as it is when asked.
+/// One viewer of a stream, as it is when asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ViewerInfo {
     /// Unique since the gateway started.
@@ -25,8 +25,6 @@ pub struct ViewerInfo {
     pub container: &'static str,
     /// How it gets H.265 said: `enhanced` or `legacy`.
     pub hevc: &'static str,
-    /// A relay to another server, not a player.
-    pub relay: bool,
     /// The stream thread that writes to it: `sg-stream-N`.
     pub thread: String,
     /// Since when, microseconds since 1970 UTC.
@@ -44,7 +42,7 @@ pub struct ViewerInfo {
 }
 
 impl StreamCore {
-    /// The viewers and relays of a stream, in order of arrival; empty when there is no such stream.
+    /// The viewers of a stream, in order of arrival; empty when there is no such stream.
     pub async fn viewers(&self, stream: &StreamName) -> Vec<ViewerInfo> {
         let mut all = Vec::new();
         for seat in self.seats.iter() {
@@ -84,7 +82,6 @@ pub(super) fn describe(viewer: &Viewer, container: Container, log: &Log, thread:
             _ => "http-flv",
         },
         hevc: if viewer.hevc == Hevc::Legacy { "legacy" } else { "enhanced" },
-        relay: viewer.is_relay(),
         thread: thread.to_owned(),
         since_us: account.since_us,
         bytes: account.bytes,

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use device_models::{Report, Value, Word};
 use tokio::sync::mpsc;
 
-use super::info::{RelayState, StreamInfo};
+use super::info::StreamInfo;
 use crate::clock;
 
-const PRODUCT: &str = "ip-camera";
+/// The model of every camera.
+pub const PRODUCT: &str = "ip-camera";
 
 /// Between two reports of changing figures.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -19,9 +20,8 @@ const INTERVAL: Duration = Duration::from_secs(5);
 /// The first full report waits this long for codec, size and rates to be known.
 const FIRST: Duration = Duration::from_secs(2);
 
-/// Characters of texts in events, as the model has them.
+/// Characters of a text in an event, as the model has it.
 const REASON_MAX: usize = 256;
-const URL_MAX: usize = 512;
 
 /// Rates within this share of what was reported are not news.
 const DEADBAND: f64 = 0.05;
@@ -31,14 +31,13 @@ pub(super) struct Camera {
     reports: mpsc::Sender<Report>,
     said: Vec<(String, Value)>,
     next: Option<Instant>,
-    relays: Vec<RelayState>,
     /// Reports that found the queue full.
     pub dropped: u64,
 }
 
 impl Camera {
     pub(super) fn new(device: String, reports: mpsc::Sender<Report>) -> Self {
-        Self { device, reports, said: Vec::new(), next: None, relays: Vec::new(), dropped: 0 }
+        Self { device, reports, said: Vec::new(), next: None, dropped: 0 }
     }
 
     /// The stream has a publisher (again).
@@ -64,7 +63,6 @@ impl Camera {
 
     /// A look at the stream, about once a second: says what changed.
     pub(super) fn observe(&mut self, info: &StreamInfo, now: Instant) {
-        self.observe_relays(info);
         if self.next.is_none_or(|next| now < next) || !info.live {
             return;
         }
@@ -74,27 +72,6 @@ impl Camera {
         }
         self.next = Some(now + INTERVAL);
         self.say_properties(changed);
-    }
-
-    fn observe_relays(&mut self, info: &StreamInfo) {
-        self.relays.resize(info.relays.len(), RelayState::Connecting);
-        let mut words = Vec::new();
-        for (before, relay) in self.relays.iter_mut().zip(&info.relays) {
-            let name = match (*before, relay.state) {
-                (RelayState::Sending, RelayState::Sending) | (RelayState::Waiting, RelayState::Waiting) => continue,
-                (_, RelayState::Connecting) => continue,
-                (_, RelayState::Sending) => "relayUp",
-                (_, RelayState::Waiting) => "relayDown",
-            };
-            *before = relay.state;
-            let mut data = vec![("url".to_owned(), text(&relay.url, URL_MAX))];
-            let error = relay.error.as_deref().filter(|_| name == "relayDown");
-            data.extend(error.map(|error| ("reason".to_owned(), text(error, REASON_MAX))));
-            words.push(Word::Event { name: name.to_owned(), data: Value::Object(data.into_iter().collect()) });
-        }
-        for word in words {
-            self.say(word);
-        }
     }
 
     fn is_news(&self, name: &str, value: &Value) -> bool {
@@ -150,7 +127,7 @@ fn properties(info: &StreamInfo) -> Vec<(String, Value)> {
 mod tests {
     use device_models::{Body, Models, Quality, normalize};
 
-    use super::super::info::{AudioInfo, RelayInfo, VideoInfo};
+    use super::super::info::{AudioInfo, VideoInfo};
     use super::*;
 
     fn info() -> StreamInfo {
@@ -193,13 +170,8 @@ mod tests {
         let mut camera = Camera::new("live/gate".to_owned(), send);
         let start = Instant::now();
         camera.online("10.0.0.9:5000", start);
-        for (after, state) in [(3, RelayState::Sending), (4, RelayState::Waiting)] {
-            let error = Some("the server said no".repeat(100));
-            let relay = RelayInfo { url: "rtmp://up/live/gate".to_owned(), state, error, connections: 1 };
-            let audio = Some(AudioInfo { codec: "AAC".to_owned(), rate: 44_100, channels: 1 });
-            let info = StreamInfo { relays: vec![relay], audio, ..info() };
-            camera.observe(&info, start + Duration::from_secs(after));
-        }
+        let audio = Some(AudioInfo { codec: "AAC".to_owned(), rate: 44_100, channels: 1 });
+        camera.observe(&StreamInfo { audio, ..info() }, start + Duration::from_secs(3));
         camera.offline("the publisher closed the stream");
         let models = Models::shipped().unwrap();
         let model = models.get(PRODUCT).unwrap();
@@ -217,7 +189,7 @@ mod tests {
                 _ => {}
             }
         }
-        assert_eq!(events, ["online", "relayUp", "relayDown", "offline"]);
+        assert_eq!(events, ["online", "offline"]);
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub(super) struct Tally {
     pub fault: u64,
     pub ended: u64,
     pub dismissed: u64,
-    /// Viewers (not relays) that went, of whatever reason.
+    /// Viewers that went, of whatever reason.
     pub viewers_gone: usize,
     /// Some viewer is blocked / has more to get at once.
     pub blocked: bool,
@@ -61,7 +61,7 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    fn gone(&mut self, viewer: &Viewer, reason: Closed) {
+    fn gone(&mut self, reason: Closed) {
         *match reason {
             Closed::Left | Closed::Parted => &mut self.left,
             Closed::Stalled => &mut self.stalled,
@@ -70,7 +70,7 @@ impl Tally {
             Closed::Ended => &mut self.ended,
             Closed::Dismissed => &mut self.dismissed,
         } += 1;
-        self.viewers_gone += usize::from(!viewer.is_relay());
+        self.viewers_gone += 1;
     }
 }
 
@@ -181,7 +181,7 @@ impl Rendition {
             match self.visit_one(*at, pick, round, tally) {
                 Flushed::Gone(reason) => {
                     let viewer = self.viewers.swap_remove(*at);
-                    tally.gone(&viewer, reason);
+                    tally.gone(reason);
                     viewer.close(&self.log, round.now, reason);
                     // The last viewer is here now; it may be visited twice this round, which does no harm.
                     continue;
@@ -248,7 +248,7 @@ impl Rendition {
     pub(super) fn dismiss(&mut self, id: u64, now: Instant, tally: &mut Tally) -> bool {
         let Some(at) = self.viewers.iter().position(|viewer| viewer.account.id == id) else { return false };
         let viewer = self.viewers.swap_remove(at);
-        tally.gone(&viewer, Closed::Dismissed);
+        tally.gone(Closed::Dismissed);
         viewer.close(&self.log, now, Closed::Dismissed);
         true
     }
@@ -261,7 +261,7 @@ impl Rendition {
     /// Everybody goes.
     pub(super) fn close(&mut self, now: Instant, reason: Closed, tally: &mut Tally) {
         for viewer in self.viewers.drain(..) {
-            tally.gone(&viewer, reason);
+            tally.gone(reason);
             viewer.close(&self.log, now, reason);
         }
     }

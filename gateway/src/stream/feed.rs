@@ -164,7 +164,7 @@ mod tests {
             let mut config = config::Stream { threads: 1, ..config::Stream::default() };
             change(&mut config);
             let (tasks, name) = (Tasks::new(), StreamName::parse("live/gate").unwrap());
-            let core = StreamCore::start(&config, &[], mpsc::channel(256).0, &tasks).unwrap();
+            let core = StreamCore::start(&config, mpsc::channel(256).0, &tasks).unwrap();
             Self { core, tasks, name }
         }
 

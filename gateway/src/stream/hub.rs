@@ -27,7 +27,7 @@ use super::socket::Socket;
 use super::source::{Generation, Source};
 use super::viewer::{Account, Viewer};
 use super::window::Window;
-use super::{Handover, Order, Rules, Shared, fanout, feed, ingest, relay, sockets};
+use super::{Handover, Order, Rules, Shared, fanout, feed, ingest, sockets};
 use crate::{clock, threads};
 
 /// How often a thread looks at all its streams and viewers.
@@ -152,7 +152,6 @@ impl Hub {
         let source = Rc::new(RefCell::new(source));
         self.sources.borrow_mut().push(source.clone());
         self.wake.notify_one();
-        relay::start(self, &source, &self.rules.relays);
         source
     }
 

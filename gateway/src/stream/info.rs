@@ -32,7 +32,6 @@ pub struct StreamInfo {
     /// Bytes kept since the last key frame, in units and in every container in use.
     pub kept_bytes: u64,
     pub counters: StreamCounters,
-    pub relays: Vec<RelayInfo>,
     pub taps: Vec<TapInfo>,
 }
 
@@ -60,7 +59,7 @@ pub struct StreamCounters {
     pub audio_frames: u64,
     /// Media bytes from publishers.
     pub bytes_in: u64,
-    /// Bytes to viewers and relays.
+    /// Bytes to viewers.
     pub bytes_out: u64,
     /// Publishers, the present one included.
     pub publishers: u64,
@@ -89,18 +88,6 @@ pub struct StreamCounters {
     pub reports_dropped: u64,
 }
 
-/// A copy to an RTMP server.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct RelayInfo {
-    /// Without user, password and query.
-    pub url: String,
-    pub state: RelayState,
-    /// Why the last connection ended or could not be made.
-    pub error: Option<String>,
-    /// Connections made.
-    pub connections: u64,
-}
-
 /// A reader of the stream's units.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TapInfo {
@@ -111,16 +98,6 @@ pub struct TapInfo {
     pub queued_bytes: u64,
     /// Left out because the reader was too slow.
     pub skipped_units: u64,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RelayState {
-    #[default]
-    Connecting,
-    Sending,
-    /// Waits before the next try.
-    Waiting,
 }
 
 /// One stream thread.

@@ -1,8 +1,8 @@
-//! The streaming core: publishers, viewers and relays of live streams, on threads of their own.
+//! The streaming core: publishers and viewers of live streams, on threads of their own.
 //!
 //! Each stream lives on one pinned thread, from its first publisher until its last grace time: ingest (`ingest.rs`),
-//! what is kept (`recent.rs`, `log.rs`, `gop.rs`), viewers (`cursor.rs`, `viewer.rs`, `fanout.rs`, `audience.rs`), relays
-//! (`relay.rs`) and the camera as a thing (`camera.rs`). Tasks of the control plane take units out by a `tap.rs` and put
+//! what is kept (`recent.rs`, `log.rs`, `gop.rs`), viewers (`cursor.rs`, `viewer.rs`, `fanout.rs`, `audience.rs`)
+//! and the camera as a thing (`camera.rs`). Tasks of the control plane take units out by a `tap.rs` and put
 //! them in by a `feed.rs`. The threads share nothing but the directory in here, which says which stream
 //! is where. A connection arrives as a [`Handover`] when its protocol has said what it wants.
 //!
@@ -20,7 +20,6 @@ mod info;
 mod ingest;
 mod log;
 mod recent;
-mod relay;
 mod socket;
 mod sockets;
 mod source;
@@ -45,12 +44,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, warn};
 
 pub use self::audience::ViewerInfo;
+pub use self::camera::PRODUCT as CAMERA;
 use self::fanout::Patience;
 pub use self::feed::{Feed, Parted};
 use self::gop::Keep;
-pub use self::info::{
-    AudioInfo, Refused, RelayInfo, RelayState, StreamCounters, StreamInfo, TapInfo, ThreadInfo, VideoInfo,
-};
+pub use self::info::{AudioInfo, Refused, StreamCounters, StreamInfo, TapInfo, ThreadInfo, VideoInfo};
 pub use self::socket::Parked;
 pub use self::tap::{Tap, TapKind, TapRules, Tapped};
 use crate::config;
@@ -93,15 +91,10 @@ pub struct StreamCore {
 
 impl StreamCore {
     /// Starts the threads. Reports of cameras go out on `reports`: device is the stream's name, product `ip-camera`.
-    pub fn start(
-        config: &config::Stream,
-        relays: &[config::Relay],
-        reports: mpsc::Sender<Report>,
-        tasks: &Tasks,
-    ) -> Result<Self, StreamError> {
+    pub fn start(config: &config::Stream, reports: mpsc::Sender<Report>, tasks: &Tasks) -> Result<Self, StreamError> {
         let cpus = threads::cpus();
         let count = if config.threads == 0 { cpus.len().saturating_sub(1).max(1) } else { config.threads };
-        let shared = Arc::new(Shared::new(Rules::new(config, relays), count));
+        let shared = Arc::new(Shared::new(Rules::new(config), count));
         let (mut seats, mut joins) = (Vec::new(), Vec::new());
         for index in 0..count {
             let name = format!("sg-stream-{index}");
@@ -338,11 +331,10 @@ struct Rules {
     takeover: bool,
     sources_max: usize,
     viewers_max: usize,
-    relays: Arc<[config::Relay]>,
 }
 
 impl Rules {
-    fn new(config: &config::Stream, relays: &[config::Relay]) -> Self {
+    fn new(config: &config::Stream) -> Self {
         Self {
             window_min_ms: config.window_min_ms,
             window_max_ms: config.window_max_ms,
@@ -354,7 +346,6 @@ impl Rules {
             takeover: config.takeover,
             sources_max: config.sources_max,
             viewers_max: config.viewers_max,
-            relays: relays.into(),
         }
     }
 }

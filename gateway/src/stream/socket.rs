@@ -6,7 +6,6 @@
 //! stays where it is bounded: in the shared log. Must not be in here: handshakes (`transport`), certificates (`tls`).
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
-use std::net::SocketAddr;
 
 use rustix::net::{RecvFlags, recv};
 use rustls::Connection;
@@ -129,10 +128,6 @@ impl Socket {
             // The connection ends in any case.
             let _unsent = tls.flush(false);
         }
-    }
-
-    pub(super) fn peer(&self) -> Option<SocketAddr> {
-        self.tcp().peer_addr().ok()
     }
 
     fn tcp(&self) -> &TcpStream {

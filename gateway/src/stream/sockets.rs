@@ -19,7 +19,7 @@ const SEND_BUFFER: (u64, u64) = (128 * 1024, 512 * 1024);
 /// Unsent bytes above which a socket does not count as writable, so that a slow viewer's bytes wait in the shared log.
 const NOT_SENT_MAX: u32 = 128 * 1024;
 
-/// Sets up a publisher's or relay's connection.
+/// Sets up a publisher's connection.
 pub(super) fn prepare(socket: &TcpStream) {
     let socket = SockRef::from(socket);
     let (time, interval, retries) = KEEPALIVE;

@@ -2,13 +2,10 @@
 //!
 //! Must not be in here: tasks and sockets of publishers (`ingest.rs`), the finding of streams by name (`hub.rs`).
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use protocols::media::{Change, Codec, Container, Hevc, Kind, Picture, Sound, StreamName, Track, Tracks, Unit};
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::audience::ViewerInfo;
@@ -17,7 +14,7 @@ use super::fanout::{Patience, Pick, Place, Rendition, Round, Tally, visit};
 use super::figures::Figures;
 use super::gop::{Keep, Mark};
 use super::hub::Origin;
-use super::info::{AudioInfo, RelayInfo, StreamCounters, StreamInfo, VideoInfo};
+use super::info::{AudioInfo, StreamCounters, StreamInfo, VideoInfo};
 use super::recent::Recent;
 use super::tap::{Spout, Tap, TapRules, Tapped};
 use super::timeline::Timeline;
@@ -59,11 +56,6 @@ pub(super) struct Source {
     figures: Figures,
     pub(super) counters: StreamCounters,
     pub(super) camera: Camera,
-    pub(super) relays: Vec<Rc<RefCell<RelayInfo>>>,
-    /// Tells relays that wait of a publisher.
-    pub(super) published: Rc<Notify>,
-    /// Ends the relays with the stream.
-    pub(super) ended: CancellationToken,
     /// Flush phases that have not seen the newest units.
     due: usize,
 }
@@ -87,9 +79,6 @@ impl Source {
             figures: Figures::new(now),
             counters: StreamCounters::default(),
             camera,
-            relays: Vec::new(),
-            published: Rc::default(),
-            ended: CancellationToken::new(),
             due: 0,
         }
     }
@@ -113,7 +102,6 @@ impl Source {
         self.tracks = Tracks::default();
         self.recent.restart();
         self.keyless = true;
-        self.published.notify_waiters();
         self.taps.iter_mut().for_each(|tap| tap.say(Tapped::Published));
         Generation(self.generation)
     }
@@ -283,27 +271,26 @@ impl Source {
         found.then_some(tally)
     }
 
-    /// Each viewer and relay.
+    /// Each viewer.
     pub(super) fn audience(&self, thread: &str) -> Vec<ViewerInfo> {
         let mut all = Vec::new();
         self.renditions.iter().for_each(|rendition| rendition.describe(thread, &mut all));
         all
     }
 
-    /// All viewers go, and the relays.
+    /// All viewers go, and the taps.
     pub(super) fn end(&mut self, now: Instant) -> Tally {
         let mut tally = Tally::default();
         for rendition in &mut self.renditions {
             rendition.close(now, Closed::Ended, &mut tally);
         }
-        self.ended.cancel();
         self.taps.clear();
         self.note(&tally);
         tally
     }
 
     pub(super) fn viewers(&self) -> usize {
-        let watching = |rendition: &Rendition| rendition.viewers.iter().filter(|viewer| !viewer.is_relay()).count();
+        let watching = |rendition: &Rendition| rendition.viewers.len();
         let tapping: usize = self.taps.iter().map(Spout::viewers).sum();
         self.renditions.iter().map(watching).sum::<usize>() + tapping
     }
@@ -349,7 +336,6 @@ impl Source {
             viewers: self.viewers(),
             kept_bytes: kept + self.recent.own_bytes(),
             counters: StreamCounters { reports_dropped: self.camera.dropped, ..self.counters },
-            relays: self.relays.iter().map(|relay| relay.borrow().clone()).collect(),
             taps: self.taps.iter().map(Spout::info).collect(),
         }
     }

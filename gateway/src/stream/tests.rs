@@ -112,7 +112,7 @@ impl Rig {
         change(&mut config);
         let tasks = Tasks::new();
         let (send, reports) = mpsc::channel(256);
-        let core = StreamCore::start(&config, &[], send, &tasks).unwrap();
+        let core = StreamCore::start(&config, send, &tasks).unwrap();
         Self { core, reports, tasks }
     }
 
@@ -456,7 +456,7 @@ async fn viewers_are_listed_with_what_they_got_and_closed_by_number() {
     assert_eq!(listed[0].peer, first.socket.local_addr().ok());
     assert_eq!((listed[0].tags, listed[0].skips, listed[0].lag_ms), (2, 0, 0));
     assert!(listed[0].bytes > 1500 && listed[0].written_us >= listed[0].since_us && listed[0].id < listed[1].id);
-    assert!(!listed[0].relay && listed[0].thread.starts_with("sg-stream-"));
+    assert!(listed[0].thread.starts_with("sg-stream-"));
     assert!(!rig.core.close_viewer(&Rig::name(), u64::MAX).await);
     assert!(rig.core.close_viewer(&Rig::name(), listed[1].id).await);
     second.socket.read_to_end(&mut Vec::new()).unwrap();

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use protocols::media::Hevc;
 use protocols::{Input, Outbox, Output, Session};
-use tokio::sync::oneshot;
 
 use super::cursor::Cursor;
 use super::log::{Log, SLICES_MAX};
@@ -105,8 +104,6 @@ pub(super) struct Viewer {
     /// It was moved ahead, and took something since it was last: only then is it another skip.
     displaced: bool,
     moved: bool,
-    /// Tells a relay that its connection is over.
-    relay: Option<oneshot::Sender<Closed>>,
 }
 
 impl Viewer {
@@ -135,17 +132,7 @@ impl Viewer {
             skips: 0,
             displaced: false,
             moved: true,
-            relay: None,
         }
-    }
-
-    pub(super) fn for_relay(mut self, closed: oneshot::Sender<Closed>) -> Self {
-        self.relay = Some(closed);
-        self
-    }
-
-    pub(super) fn is_relay(&self) -> bool {
-        self.relay.is_some()
     }
 
     pub(super) fn is_blocked(&self) -> bool {
@@ -297,10 +284,6 @@ impl Viewer {
             self.cursor.retire(log);
             let _flushed = self.write(log, now, Duration::MAX, &mut 0);
             self.socket.say_goodbye();
-        }
-        if let Some(relay) = self.relay.take() {
-            // A relay that is gone itself does not need to know.
-            let _unheard = relay.send(reason);
         }
     }
 }

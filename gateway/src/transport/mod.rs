@@ -94,7 +94,7 @@ pub async fn start(adapter: Adapter, services: &Services) -> Result<Bound, BindE
 }
 
 /// A new name for a connection or UDP peer of this run.
-fn next_route() -> RouteId {
+pub fn next_route() -> RouteId {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     RouteId(NEXT.fetch_add(1, Ordering::Relaxed))
 }

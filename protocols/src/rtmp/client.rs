@@ -32,15 +32,23 @@ pub struct Target {
     pub app: String,
     /// With its query, which is how servers get keys.
     pub name: String,
+    /// RTMP inside TLS.
+    pub secure: bool,
 }
 
 impl Target {
     pub const PORT: u16 = 1935;
+    /// Without a port of its own, `rtmps://` goes where HTTPS goes.
+    pub const PORT_SECURE: u16 = 443;
 
-    /// Reads `rtmp://HOST[:PORT]/APP/NAME[?QUERY]`; an app of several levels has all but the last.
+    /// Reads `rtmp[s]://HOST[:PORT]/APP/NAME[?QUERY]`; an app of several levels has all but the last.
     pub fn parse(url: &str) -> Result<Self, ClientError> {
         let wrong = |why| ClientError::Url { url: url.to_owned(), why };
-        let rest = url.strip_prefix("rtmp://").ok_or_else(|| wrong("it does not begin with rtmp://"))?;
+        let (rest, secure) = match (url.strip_prefix("rtmp://"), url.strip_prefix("rtmps://")) {
+            (Some(rest), _) => (rest, false),
+            (None, Some(rest)) => (rest, true),
+            (None, None) => return Err(wrong("it does not begin with rtmp:// or rtmps://")),
+        };
         let (authority, path) = rest.split_once('/').ok_or_else(|| wrong("it has no /APP/NAME"))?;
         let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
         let (app, name) = path.rsplit_once('/').ok_or_else(|| wrong("it has no NAME after the APP"))?;
@@ -50,24 +58,22 @@ impl Target {
                 let (host, port) = authority.split_at(bracket_end + colon);
                 (host, port.trim_start_matches(':').parse().map_err(|_| wrong("the port is not a number"))?)
             }
-            None => (authority, Self::PORT),
+            None => (authority, if secure { Self::PORT_SECURE } else { Self::PORT }),
         };
         let host = host.trim_start_matches('[').trim_end_matches(']');
         if host.is_empty() || app.is_empty() || name.is_empty() {
             return Err(wrong("host, APP or NAME is empty"));
         }
         let name = query.map_or_else(|| name.to_owned(), |query| format!("{name}?{query}"));
-        Ok(Self { host: host.to_owned(), port, app: app.to_owned(), name })
+        Ok(Self { host: host.to_owned(), port, app: app.to_owned(), name, secure })
     }
 
     /// What `connect` calls the server.
     fn tc_url(&self) -> String {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
-        if self.port == Self::PORT {
-            format!("rtmp://{host}/{}", self.app)
-        } else {
-            format!("rtmp://{host}:{}/{}", self.port, self.app)
-        }
+        let (scheme, usual) = if self.secure { ("rtmps", Self::PORT_SECURE) } else { ("rtmp", Self::PORT) };
+        let port = if self.port == usual { String::new() } else { format!(":{}", self.port) };
+        format!("{scheme}://{host}{port}/{}", self.app)
     }
 }
 
@@ -316,12 +322,14 @@ mod tests {
     #[test]
     fn urls() {
         let target = |host: &str, port, app: &str, name: &str| {
-            Ok(Target { host: host.into(), port, app: app.into(), name: name.into() })
+            Ok(Target { host: host.into(), port, app: app.into(), name: name.into(), secure: false })
         };
         assert_eq!(Target::parse("rtmp://h/live/x"), target("h", 1935, "live", "x"));
         assert_eq!(Target::parse("rtmp://h:1936/a/b/x?key=1"), target("h", 1936, "a/b", "x?key=1"));
         assert_eq!(Target::parse("rtmp://[::1]:1936/live/x"), target("::1", 1936, "live", "x"));
         assert_eq!(Target::parse("rtmp://[::1]/live/x").unwrap().tc_url(), "rtmp://[::1]/live");
+        let secure = Target::parse("rtmps://h/live/x").unwrap();
+        assert_eq!((secure.port, secure.secure, secure.tc_url().as_str()), (443, true, "rtmps://h/live"));
         for bad in ["http://h/a/b", "rtmp://h", "rtmp://h/a", "rtmp://h:x/a/b", "rtmp:///a/b", "rtmp://h/a/"] {
             assert!(Target::parse(bad).is_err(), "{bad}");
         }

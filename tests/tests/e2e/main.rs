@@ -21,6 +21,7 @@ mod enhanced;
 mod formats;
 mod hostile;
 mod load;
+mod relays;
 mod rules;
 mod service;
 mod store;

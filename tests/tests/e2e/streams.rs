@@ -5,11 +5,11 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use sluicegate_tests::{Child, Gateway, Options, PATIENCE, free_port, root, run, run_ok, shell, wait_for};
+use sluicegate_tests::{Child, Gateway, Options, PATIENCE, root, run, run_ok, shell, wait_for};
 use tempfile::TempDir;
 
 /// A 30 s clip made from a test pattern, so that the packets are the same at each push.
-fn clip(folder: &Path, seconds: u32) -> String {
+pub(crate) fn clip(folder: &Path, seconds: u32) -> String {
     let file = folder.join(format!("clip-{seconds}.flv")).display().to_string();
     if !Path::new(&file).exists() {
         shell(&format!(
@@ -20,7 +20,7 @@ fn clip(folder: &Path, seconds: u32) -> String {
     file
 }
 
-fn ffmpeg(arguments: &[&str]) -> Child {
+pub(crate) fn ffmpeg(arguments: &[&str]) -> Child {
     let mut command = Command::new("ffmpeg");
     command.args(["-hide_banner", "-loglevel", "error", "-nostdin", "-y"]).args(arguments);
     command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -28,7 +28,7 @@ fn ffmpeg(arguments: &[&str]) -> Child {
 }
 
 /// Packets of a file as `stream dts pts size md5`, in order, per stream.
-fn packets(url: &str) -> [Vec<String>; 2] {
+pub(crate) fn packets(url: &str) -> [Vec<String>; 2] {
     let text = run_ok("ffmpeg", &["-v", "error", "-i", url, "-map", "0", "-c", "copy", "-f", "framemd5", "-"]);
     let mut tracks = [Vec::new(), Vec::new()];
     for line in text.lines().filter(|l| !l.starts_with('#')) {
@@ -40,7 +40,7 @@ fn packets(url: &str) -> [Vec<String>; 2] {
 }
 
 /// Everything of `part` stands in `whole`, in one piece, and it is most of it.
-fn is_piece_of(part: &[String], whole: &[String], least: usize) {
+pub(crate) fn is_piece_of(part: &[String], whole: &[String], least: usize) {
     assert!(part.len() >= least, "only {} of {} packets", part.len(), whole.len());
     let at =
         whole.iter().position(|p| *p == part[0]).unwrap_or_else(|| panic!("{} is not in the pushed stream", part[0]));
@@ -49,7 +49,7 @@ fn is_piece_of(part: &[String], whole: &[String], least: usize) {
     }
 }
 
-fn wait_live(gateway: &Gateway, stream: &str) -> Value {
+pub(crate) fn wait_live(gateway: &Gateway, stream: &str) -> Value {
     wait_for(&format!("{stream} live"), PATIENCE, || {
         let streams: Value = serde_json::from_str(&gateway.get("/api/v1/streams")).ok()?;
         let list = streams.as_array().or_else(|| streams["streams"].as_array())?;
@@ -103,92 +103,6 @@ fn a_late_viewer_starts_at_once_from_the_last_key_frame() {
     }
     assert!(push.is_running());
     gateway.stop();
-}
-
-/// Debian's nginx with its RTMP module, recording what it gets.
-struct Nginx {
-    child: Option<Child>,
-    folder: TempDir,
-    port: u16,
-}
-
-impl Nginx {
-    fn start() -> Self {
-        let folder = TempDir::new().unwrap();
-        std::fs::create_dir(folder.path().join("rec")).unwrap();
-        let mut nginx = Self { child: None, folder, port: free_port() };
-        nginx.resume();
-        nginx
-    }
-
-    fn resume(&mut self) {
-        let folder = self.folder.path().display().to_string();
-        let config = format!(
-            "load_module /usr/lib/nginx/modules/ngx_rtmp_module.so;\ndaemon off;\nuser root;\npid {folder}/pid;\nerror_log {folder}/error.log;\n\
-             events {{ worker_connections 256; }}\nrtmp {{ server {{ listen 127.0.0.1:{}; application copy {{ live on; \
-             record all; record_path {folder}/rec; record_unique on; }} }} }}\n",
-            self.port
-        );
-        let file = self.folder.path().join("nginx.conf");
-        std::fs::write(&file, config).unwrap();
-        let mut command = Command::new("/usr/sbin/nginx");
-        command.arg("-c").arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        self.child = Some(Child::start(&mut command));
-        wait_for("nginx", PATIENCE, || std::net::TcpStream::connect(("127.0.0.1", self.port)).ok());
-    }
-
-    fn pause(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.signal(rustix::process::Signal::TERM);
-            child.wait(Duration::from_secs(10));
-        }
-    }
-
-    fn recordings(&self) -> Vec<String> {
-        let listed = std::fs::read_dir(self.folder.path().join("rec")).unwrap();
-        let mut files: Vec<String> = listed.map(|e| e.unwrap().path().display().to_string()).collect();
-        files.sort();
-        files
-    }
-}
-
-#[test]
-fn a_relayed_copy_is_equal_also_after_its_server_restarted() {
-    let folder = TempDir::new().unwrap();
-    let clip = clip(folder.path(), 30);
-    let mut nginx = Nginx::start();
-    let relay = format!("[[relay]]\nstream = \"live/*\"\nurl = \"rtmp://127.0.0.1:{}/copy/{{name}}\"\n", nginx.port);
-    let gateway = Gateway::start(Options::default().with(&relay));
-    let media = gateway.options.media;
-    let mut push =
-        ffmpeg(&["-re", "-i", &clip, "-c", "copy", "-f", "flv", &format!("rtmp://127.0.0.1:{media}/live/r")]);
-    wait_for("the first recording to grow", PATIENCE, || {
-        nginx.recordings().iter().any(|f| std::fs::metadata(f).is_ok_and(|m| m.len() > 200_000)).then_some(())
-    });
-    nginx.pause();
-    nginx.resume();
-    assert!(push.wait(Duration::from_secs(60)).success());
-    let recorded = wait_for("the second recording to be complete", Duration::from_secs(60), || {
-        let files = nginx.recordings();
-        (files.len() >= 2 && std::fs::metadata(&files[1]).is_ok_and(|m| m.len() > 200_000)).then_some(files)
-    });
-    gateway.stop();
-    nginx.pause();
-    let sent = packets(&clip);
-    for file in recorded {
-        let got = packets(&file);
-        // nginx writes timestamps of its own from zero: the contents (size and checksum) in order are what counts here.
-        let contents = |packets: &[String]| -> Vec<String> {
-            packets
-                .iter()
-                .map(|p| p.split(' ').filter(|f| !f.is_empty()).skip(3).collect::<Vec<_>>().join(" "))
-                .collect()
-        };
-        is_piece_of(&contents(&got[0]), &contents(&sent[0]), 50);
-        let video: Vec<i64> =
-            got[0].iter().map(|p| p.split(' ').find(|f| !f.is_empty()).unwrap().parse().unwrap()).collect();
-        assert!(video.windows(2).all(|w| w[1] > w[0]), "{file}: time runs backwards");
-    }
 }
 
 #[test]
