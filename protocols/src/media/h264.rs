@@ -97,6 +97,8 @@ pub struct Sps {
     pub height: u32,
     /// Frames a second, where the set tells its timing.
     pub fps: Option<f64>,
+    /// Frames that may be decoded before one that is shown earlier, where the set tells.
+    pub reorder_max: Option<u32>,
 }
 
 impl Sps {
@@ -130,8 +132,14 @@ impl Sps {
             return Err(bits.malformed("cropped to nothing"));
         };
         // The usability information is a courtesy: a set that ends in it is still a picture.
-        let fps = if bits.bit().unwrap_or(false) { Self::timing(&mut bits).ok().flatten() } else { None };
-        Ok(Self { profile, level, width, height, fps })
+        let (mut fps, mut reorder_max) = (None, None);
+        if bits.bit().unwrap_or(false)
+            && let Ok(timing) = Self::timing(&mut bits)
+        {
+            fps = timing;
+            reorder_max = Self::reordering(&mut bits).ok().flatten();
+        }
+        Ok(Self { profile, level, width, height, fps, reorder_max })
     }
 
     fn chroma(bits: &mut BitReader<'_>) -> Result<Chroma, MediaError> {
@@ -215,9 +223,42 @@ impl Sps {
             return Ok(None);
         }
         let (units, scale) = (bits.bits(32)?, bits.bits(32)?);
+        bits.skip(1)?;
         let fps = f64::from(scale) / (2.0 * f64::from(units));
         Ok((units > 0 && fps > 0.0 && fps <= 1_000.0).then_some(fps))
     }
+
+    /// The rest of the usability information.
+    fn reordering(bits: &mut BitReader<'_>) -> Result<Option<u32>, MediaError> {
+        let mut buffers = false;
+        for _ in 0..2 {
+            if bits.bit()? {
+                buffers = true;
+                let count = bits.ue_max(31, "more than 32 coded picture buffers")?;
+                bits.skip(8)?;
+                for _ in 0..=count {
+                    bits.ue()?;
+                    bits.ue()?;
+                    bits.skip(1)?;
+                }
+                bits.skip(20)?;
+            }
+        }
+        bits.skip(if buffers { 2 } else { 1 })?;
+        if !bits.bit()? {
+            return Ok(None);
+        }
+        bits.skip(1)?;
+        for _ in 0..4 {
+            bits.ue()?;
+        }
+        bits.ue_max(16, "more than 16 frames of reordering").map(Some)
+    }
+}
+
+/// Frames that may be decoded before one that is shown earlier, where the parameter set tells.
+pub fn reorder_max(sps: &[u8]) -> Option<u32> {
+    Sps::parse(sps).ok()?.reorder_max
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -333,6 +374,7 @@ mod tests {
     fn an_x264_parameter_set() {
         let sps = Sps::parse(SPS_320X180).unwrap();
         assert_eq!((sps.profile, sps.level, sps.width, sps.height, sps.fps), (100, 12, 320, 180, Some(25.0)));
+        assert_eq!(sps.reorder_max, Some(2), "{sps:?}");
     }
 
     #[test]

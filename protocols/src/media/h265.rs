@@ -1,7 +1,7 @@
 //! H.265 (ITU-T H.265, ISO/IEC 14496-15): the hvcC record, and what a sequence parameter set says about the picture.
 //! Must not be in here: slices; nothing is decoded.
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::Picture;
 use super::h264::without_emulation_prevention;
@@ -56,6 +56,33 @@ impl HvcC {
         Ok(parsed)
     }
 
+    /// The record for parameter sets that came in band; `None` without a readable sequence parameter set.
+    pub fn of(vps: Vec<Bytes>, sps: Vec<Bytes>, pps: Vec<Bytes>) -> Option<Bytes> {
+        let plain = without_emulation_prevention(sps.first()?);
+        let &[_, _, layers, ref general @ ..] = plain.as_slice() else { return None };
+        let (chroma, luma_depth, chroma_depth) = colours(&plain).ok()?;
+        let mut out = BytesMut::with_capacity(128);
+        out.put_u8(1);
+        // Profile, tier and level are in both the same bytes.
+        out.put_slice(general.get(..12)?);
+        // No spatial segmentation, no parallelism, no rate said; lengths of 4 bytes.
+        let (temporal_layers, nested) = ((layers >> 1 & 7) + 1, layers & 1);
+        out.put_slice(&[0xf0, 0, 0xfc, 0xfc | chroma, 0xf8 | luma_depth, 0xf8 | chroma_depth, 0, 0]);
+        out.put_u8(temporal_layers << 3 | nested << 2 | 3);
+        let arrays = [(NAL_VPS, vps), (NAL_SPS, sps), (NAL_PPS, pps)];
+        let fits = |set: &&Bytes| u16::try_from(set.len()).is_ok();
+        out.put_u8(arrays.iter().filter(|(_, sets)| !sets.is_empty()).count() as u8);
+        for (kind, sets) in arrays.iter().filter(|(_, sets)| !sets.is_empty()) {
+            out.put_u8(0x80 | kind);
+            out.put_u16(sets.iter().filter(fits).count() as u16);
+            for set in sets.iter().filter(fits) {
+                out.put_u16(set.len() as u16);
+                out.put_slice(set);
+            }
+        }
+        Some(out.freeze())
+    }
+
     /// The picture, if its first sequence parameter set can be read.
     pub fn picture(&self) -> Option<Picture> {
         self.sps.first().and_then(|sps| picture_of(sps).ok())
@@ -95,6 +122,52 @@ pub fn picture_of(sps: &[u8]) -> Result<Picture, MediaError> {
     // The rate is a courtesy: a set that ends before it is still a picture.
     let fps = rate(&mut bits, sub_layers, chroma).ok().flatten();
     Ok(Picture { width, height, fps })
+}
+
+/// Frames that may be decoded before one that is shown earlier.
+pub fn reorder_max(sps: &[u8]) -> Option<u32> {
+    let plain = without_emulation_prevention(sps);
+    let mut bits = BitReader::new("sequence parameter set", &plain);
+    let mut read = || {
+        let (sub_layers, _) = up_to_colours(&mut bits)?;
+        bits.ue_max(8, "luma of more than 16 bits")?;
+        bits.ue_max(8, "chroma of more than 16 bits")?;
+        bits.ue_max(12, "picture order count of more than 16 bits")?;
+        let all_layers = bits.bit()?;
+        // The highest layer's values hold for the whole; they come last.
+        let mut reorder = 0;
+        for _ in if all_layers { 0 } else { sub_layers }..=sub_layers {
+            bits.ue()?;
+            reorder = bits.ue_max(16, "more than 16 frames of reordering")?;
+            bits.ue()?;
+        }
+        Ok::<_, MediaError>(reorder)
+    };
+    read().ok()
+}
+
+/// Chroma format and the bits above 8 of luma and chroma.
+fn colours(plain: &[u8]) -> Result<(u8, u8, u8), MediaError> {
+    let mut bits = BitReader::new("sequence parameter set", plain);
+    let (_, chroma) = up_to_colours(&mut bits)?;
+    let luma = bits.ue_max(8, "luma of more than 16 bits")?;
+    Ok((chroma as u8, luma as u8, bits.ue_max(8, "chroma of more than 16 bits")? as u8))
+}
+
+/// Walks a set up to the depth of its colours: the sub-layers beyond the first, and the chroma format.
+fn up_to_colours(bits: &mut BitReader<'_>) -> Result<(u32, u32), MediaError> {
+    bits.skip(20)?;
+    let sub_layers = bits.bits(3)?;
+    bits.skip(1)?;
+    profile_tier_level(bits, sub_layers)?;
+    bits.ue_max(15, "set id above 15")?;
+    let chroma = bits.ue_max(3, "chroma format above 3")?;
+    bits.skip(u32::from(chroma == 3))?;
+    skip_codes(bits, 2)?;
+    if bits.bit()? {
+        window(bits)?;
+    }
+    Ok((sub_layers, chroma))
 }
 
 /// 7.3.3, with general values and those of the sub-layers.
@@ -219,6 +292,13 @@ mod tests {
         0x00, 0x00, 0x03, 0x00, 0xc8, 0x40,
     ];
 
+    /// The same with B-frames that are referred to.
+    const SPS_REORDERED: &[u8] = &[
+        0x42, 0x01, 0x01, 0x01, 0x60, 0x00, 0x00, 0x03, 0x00, 0x90, 0x00, 0x00, 0x03, 0x00, 0x00, 0x03, 0x00, 0x3f,
+        0xa0, 0x05, 0x02, 0x01, 0x69, 0x65, 0x95, 0x9a, 0x49, 0x32, 0xbc, 0x05, 0xa0, 0x20, 0x00, 0x00, 0x03, 0x00,
+        0x20, 0x00, 0x00, 0x03, 0x03, 0x21,
+    ];
+
     fn record(sps: &[u8]) -> Vec<u8> {
         let mut record = vec![0; FIXED_LEN];
         (record[0], record[21], record[22]) = (1, 0x0f, 3);
@@ -250,10 +330,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_record_is_made_of_sets_that_came_in_band() {
+        let (vps, pps) = (Bytes::from_static(&[0x40, 1, 7]), Bytes::from_static(&[0x44, 1, 9]));
+        let record = HvcC::of(vec![vps.clone()], vec![Bytes::from_static(SPS)], vec![pps.clone()]).unwrap();
+        let parsed = HvcC::parse(&record).unwrap();
+        assert_eq!((parsed.nal_length_size, parsed.vps, parsed.pps), (4, vec![vps], vec![pps]));
+        assert_eq!(parsed.sps, [SPS]);
+        // Main profile, level 2.1, 4:2:0 of 8 bits.
+        assert_eq!((record[1] & 0x1f, record[12], record[16], record[17], record[18]), (1, 63, 0xfd, 0xf8, 0xf8));
+        assert_eq!((reorder_max(SPS), reorder_max(SPS_REORDERED)), (Some(0), Some(2)));
+        assert_eq!(HvcC::of(Vec::new(), vec![Bytes::from_static(&SPS[..9])], Vec::new()), None);
+    }
+
     proptest! {
         #[test]
         fn noise_is_never_a_panic(noise: Vec<u8>, at in 0usize..42, byte: u8) {
             let _record = HvcC::parse(&noise);
+            let _made = HvcC::of(Vec::new(), vec![noise.clone().into()], Vec::new());
+            let _order = reorder_max(&noise);
             let _sps = picture_of(&noise);
             let mut bent = SPS.to_vec();
             bent[at] = byte;

@@ -21,6 +21,7 @@ pub mod metadata;
 pub mod mux;
 pub mod opus;
 mod read;
+pub mod rtp;
 
 pub use mux::{Change, Mux, Tracks, mux};
 pub use read::MediaError;
