@@ -18,16 +18,17 @@ mod pass;
 pub mod payload;
 mod raw;
 pub mod rtmp;
+pub mod rtsp;
 pub mod session;
 
 pub use pass::{Pass, Signature, parameter};
 pub use session::{
-    Capture, Claim, Endpoint, Fault, Identity, Input, Limits, OptionsError, Outbox, Output, Peer, Protocol, Reach,
-    Refusal, Session, Sniff, Ticket, Whose, Wire,
+    Capture, Claim, Endpoint, Fault, Identity, Input, Limits, MediaEvent, OptionsError, Outbox, Output, Peer, Protocol,
+    Reach, Refusal, Session, Sniff, Ticket, Whose, Wire,
 };
 
 /// Every protocol the gateway speaks, in the order in which sniffing asks them.
-pub static PROTOCOLS: &[&dyn Protocol] = &[&mqtt::ROW, &rtmp::ROW, &http_flv::ROW, &coap::ROW, &raw::ROW];
+pub static PROTOCOLS: &[&dyn Protocol] = &[&mqtt::ROW, &rtmp::ROW, &rtsp::ROW, &http_flv::ROW, &coap::ROW, &raw::ROW];
 
 /// The row with this name.
 pub fn protocol(name: &str) -> Option<&'static dyn Protocol> {

@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use device_models::{Command, Outcome, Report};
 
 use crate::exchange;
-use crate::media::{Container, StreamName, Unit};
+use crate::media::{Container, StreamName, Tracks, Unit};
 use crate::pass::Pass;
 
 /// A row of [`PROTOCOLS`](crate::PROTOCOLS).
@@ -139,8 +139,25 @@ pub enum Input<'a> {
     Exchange(exchange::Event),
     /// An order for a device that this session speaks for; answered by [`Output::Answer`] or by a reply report.
     Command(Command),
+    /// For sessions that asked for media.
+    Media(MediaEvent),
     /// The peer closed its side, or the gateway stops: a last chance to say goodbye.
     Ended { reason: &'a str },
+}
+
+/// What comes back to a session that carries a stream to a viewer.
+#[derive(Debug)]
+pub enum MediaEvent {
+    /// The answer to [`Output::Describe`].
+    Described { ticket: Ticket, outcome: Result<Box<Tracks>, Refusal> },
+    /// The answer to [`Output::Open`]: our two ports.
+    Opened { ticket: Ticket, outcome: Result<[u16; 2], Refusal> },
+    /// A packet to the first or second of the ports opened with this ticket.
+    Packet { ticket: Ticket, second: bool, packet: Bytes },
+    /// A unit of the stream asked for with [`Output::Follow`].
+    Unit(Unit),
+    /// The first unit a viewer gets is known ([`Output::Watch`]): its decode time.
+    Joined { dts_90k: i64 },
 }
 
 #[derive(Debug)]
@@ -183,6 +200,28 @@ pub enum Output {
     Watch {
         stream: StreamName,
         container: Container,
+    },
+    /// Which tracks has the stream, and in which codecs? Answered by [`MediaEvent::Described`] as soon as that is known.
+    Describe {
+        ticket: Ticket,
+        stream: StreamName,
+    },
+    /// Two neighbouring UDP ports, for packets from and to these ports of the peer's own address and nobody else.
+    /// Answered by [`MediaEvent::Opened`]; closed with the session.
+    Open {
+        ticket: Ticket,
+        remote: [u16; 2],
+    },
+    /// A packet from the first or second of the ports opened with this ticket. A full socket loses it.
+    Packet {
+        ticket: Ticket,
+        second: bool,
+        packet: Bytes,
+    },
+    /// The session packs the stream for its viewer by itself: units come as [`MediaEvent::Unit`] at the stream's own pace.
+    /// The talk ends with the stream.
+    Follow {
+        stream: StreamName,
     },
     Close {
         reason: Cow<'static, str>,

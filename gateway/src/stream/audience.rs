@@ -79,6 +79,7 @@ pub(super) fn describe(viewer: &Viewer, container: Container, log: &Log, thread:
         container: match container.with_hevc(Hevc::Enhanced) {
             Container::FlvWebSocket => "ws-flv",
             Container::Rtmp => "rtmp",
+            Container::Rtsp | Container::RtspVideo | Container::RtspAudio => "rtsp",
             _ => "http-flv",
         },
         hevc: if viewer.hevc == Hevc::Legacy { "legacy" } else { "enhanced" },

@@ -102,10 +102,12 @@ pub(super) struct Rendition {
 }
 
 impl Rendition {
-    pub(super) fn new(container: Container, keep: Keep) -> Self {
+    pub(super) fn new(container: Container, keep: Keep, tracks: &Tracks) -> Self {
+        let mut mux = mux(container);
+        mux.prime(tracks);
         Self {
             container,
-            mux: mux(container),
+            mux,
             log: Log::new(keep),
             viewers: Vec::new(),
             scratch: BytesMut::new(),

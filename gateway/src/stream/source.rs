@@ -205,7 +205,7 @@ impl Source {
         if let Some(at) = self.renditions.iter().position(|rendition| rendition.container == container) {
             return at;
         }
-        let mut rendition = Rendition::new(container, self.keep);
+        let mut rendition = Rendition::new(container, self.keep, &self.key_tracks);
         for at in 0..self.recent.len() {
             let Some((mark, unit)) = self.recent.get(at) else { break };
             let place = rendition.append(&unit, mark, &self.key_tracks, patience);

@@ -47,7 +47,8 @@ impl Protocol for HttpFlv {
     }
 
     fn sniff(&self, prefix: &[u8]) -> Sniff {
-        const BEGINNINGS: [&[u8]; 3] = [b"GET /", b"HEAD /", b"OPTIONS "];
+        // RTSP has an OPTIONS of its own.
+        const BEGINNINGS: [&[u8]; 5] = [b"GET /", b"HEAD /", b"OPTIONS /", b"OPTIONS http", b"OPTIONS * HTTP"];
         if BEGINNINGS.iter().any(|beginning| prefix.starts_with(beginning)) {
             Sniff::Yes
         } else if BEGINNINGS.iter().any(|beginning| beginning.starts_with(prefix)) {

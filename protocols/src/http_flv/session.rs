@@ -66,7 +66,7 @@ impl Session for HttpFlvSession {
             Input::Stream(buffer) => return self.requests(buffer, out),
             Input::Admission { ticket, outcome } => self.admission(ticket, outcome.map(drop), out),
             Input::Ended { reason } => self.farewell(reason, out),
-            Input::Datagram(_) | Input::Settled { .. } | Input::Exchange(_) | Input::Command(_) => {}
+            Input::Datagram(_) | Input::Settled { .. } | Input::Exchange(_) | Input::Command(_) | Input::Media(_) => {}
         }
         Ok(())
     }

@@ -246,7 +246,11 @@ pub enum Container {
     FlvWebSocket,
     /// RTMP chunk stream: message stream 1, chunk size [`RTMP_CHUNK_SIZE`].
     Rtmp,
-    /// The same four with H.265 said as [`Hevc::Legacy`]. Without H.265 their bytes are equal.
+    /// RTP between RTSP's messages: video on channels 0 and 1, audio on 2 and 3; or one track alone on 0 and 1.
+    Rtsp,
+    RtspVideo,
+    RtspAudio,
+    /// The first four with H.265 said as [`Hevc::Legacy`]. Without H.265 their bytes are equal.
     FlvLegacy,
     FlvChunkedLegacy,
     FlvWebSocketLegacy,
@@ -257,6 +261,8 @@ impl Container {
     pub fn hevc(self) -> Hevc {
         match self {
             Self::Flv | Self::FlvChunked | Self::FlvWebSocket | Self::Rtmp => Hevc::Enhanced,
+            // RTP has one word for it.
+            Self::Rtsp | Self::RtspVideo | Self::RtspAudio => Hevc::Enhanced,
             Self::FlvLegacy | Self::FlvChunkedLegacy | Self::FlvWebSocketLegacy | Self::RtmpLegacy => Hevc::Legacy,
         }
     }
@@ -269,6 +275,7 @@ impl Container {
             Self::FlvChunked | Self::FlvChunkedLegacy => (Self::FlvChunked, Self::FlvChunkedLegacy),
             Self::FlvWebSocket | Self::FlvWebSocketLegacy => (Self::FlvWebSocket, Self::FlvWebSocketLegacy),
             Self::Rtmp | Self::RtmpLegacy => (Self::Rtmp, Self::RtmpLegacy),
+            Self::Rtsp | Self::RtspVideo | Self::RtspAudio => (self, self),
         };
         match hevc {
             Hevc::Enhanced => enhanced,

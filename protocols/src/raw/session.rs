@@ -100,7 +100,7 @@ impl Session for Talk {
                 }
                 Ok(())
             }
-            Input::Exchange(_) => Err(Fault::recoverable("raw has no exchange").ours()),
+            Input::Exchange(_) | Input::Media(_) => Err(Fault::recoverable("raw has no exchange and no media").ours()),
         }
     }
 

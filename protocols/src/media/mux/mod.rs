@@ -5,11 +5,17 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use self::interleaved::Interleaved;
 use super::flv::{self, BodyHead, TagType};
 use super::{Codec, Container, Hevc, Kind, RTMP_CHUNK_SIZE, Track, Unit, metadata};
 
+pub mod interleaved;
+
 /// Packs one stream for one container.
 pub trait Mux: Send {
+    /// Told of what the source sent before the first unit that is packed.
+    fn prime(&mut self, _tracks: &Tracks) {}
+
     /// What a viewer gets first: the container's head with the right audio and video flags, then metadata (in FLV at 0) and
     /// codec configurations timestamped like the unit at `dts_90k` that the viewer gets next.
     fn preamble(&self, tracks: &Tracks, dts_90k: i64) -> Bytes;
@@ -25,6 +31,7 @@ pub fn mux(container: Container) -> Box<dyn Mux> {
         Container::FlvChunked => Framing::Chunk,
         Container::FlvWebSocket => Framing::Message,
         Container::Rtmp => return Box::new(Rtmp { hevc }),
+        Container::Rtsp | Container::RtspVideo | Container::RtspAudio => return Box::new(Interleaved::new(container)),
         _ => Framing::None,
     };
     Box::new(Flv { framing, hevc })

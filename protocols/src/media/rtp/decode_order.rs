@@ -77,7 +77,8 @@ mod tests {
 
     #[test]
     fn reordering_nobody_spoke_of_is_learned() {
-        let pts: Vec<i64> = (0..40).flat_map(|gop| [0, 3, 1, 2].map(|at| (gop * 3 + at) * 3_600 + i64::from(at == 0))).collect();
+        let pts: Vec<i64> =
+            (0..40).flat_map(|gop| [0, 3, 1, 2].map(|at| (gop * 3 + at) * 3_600 + i64::from(at == 0))).collect();
         let dts = place(0, &pts);
         assert!(dts.windows(2).all(|pair| pair[0] < pair[1]));
         let late = pts.iter().zip(&dts).skip(12).filter(|(pts, dts)| dts > pts).count();

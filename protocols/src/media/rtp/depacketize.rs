@@ -196,9 +196,13 @@ impl Depacketizer {
             (false, 1..=5) | (true, 0..=31) => body.is_some_and(|byte| byte & 0x80 != 0),
             _ => true,
         };
+        let fragment = |flags: u8| flags & if hevc { 0x3f } else { 0x1f };
         match (hevc, payload) {
-            (false, [28, flags, body @ ..] | [0x3c | 0x5c | 0x7c, flags, body @ ..]) | (true, [0x62 | 0x63, _, flags, body @ ..]) => {
-                flags & 0x80 != 0 && starts(flags & if hevc { 0x3f } else { 0x1f }, body.first())
+            (false, [head, flags, body @ ..]) if kind(*head) == 28 => {
+                flags & 0x80 != 0 && starts(fragment(*flags), body.first())
+            }
+            (true, [head, _, flags, body @ ..]) if kind(*head) == 49 => {
+                flags & 0x80 != 0 && starts(fragment(*flags), body.first())
             }
             (false, [head, _, _, first, body @ ..]) if kind(*head) == 24 => starts(kind(*first), body.first()),
             (true, [head, _, _, _, first, _, body @ ..]) if kind(*head) == 48 => starts(kind(*first), body.first()),
@@ -214,9 +218,9 @@ impl Depacketizer {
         let fragment = &mut self.access.fragment;
         if flags & 0x80 != 0 {
             fragment.clear();
-            match head {
-                &[a, b] => fragment.put_slice(&[a & 0x81 | (flags & 0x3f) << 1, b]),
-                &[a] => fragment.put_u8(a & 0xe0 | flags & 0x1f),
+            match *head {
+                [a, b] => fragment.put_slice(&[a & 0x81 | (flags & 0x3f) << 1, b]),
+                [a] => fragment.put_u8(a & 0xe0 | flags & 0x1f),
                 _ => {}
             }
         } else if fragment.is_empty() {
@@ -408,8 +412,7 @@ mod tests {
         let packets: Vec<Bytes> = packets.0.into_iter().map(BytesMut::freeze).collect();
         assert!(packets.iter().all(|packet| packet.len() <= super::super::packetize::PACKET_MAX));
         let sets = tracks.audio.iter().map(|config| config.data.clone()).collect();
-        let described =
-            Described { codec: format.codec, payload_type: format.payload_type, clock: format.clock, sets };
+        let described = Described { codec: format.codec, payload_type: format.payload_type, clock: format.clock, sets };
         (packets, Depacketizer::new(described))
     }
 

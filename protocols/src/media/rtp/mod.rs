@@ -70,8 +70,7 @@ impl Header {
         let Some(end) = end.filter(|&end| end >= start) else {
             return Err(reader.malformed("more padding than payload"));
         };
-        let header =
-            Self { marker: second & 0x80 != 0, payload_type: second & 0x7f, sequence, timestamp, ssrc };
+        let header = Self { marker: second & 0x80 != 0, payload_type: second & 0x7f, sequence, timestamp, ssrc };
         Ok((header, packet.slice(start..end)))
     }
 }
@@ -98,7 +97,8 @@ impl Format {
     /// The format of a stream's track, with payload types of our own choice for codecs that have no fixed one; `None` for
     /// what RTP cannot carry, and for AAC whose configuration is not known.
     pub fn of(tracks: &Tracks, track: Track) -> Option<Self> {
-        let video = |codec, payload_type, name| Some(Self { codec, payload_type, name, clock: VIDEO_CLOCK, channels: 0 });
+        let video =
+            |codec, payload_type, name| Some(Self { codec, payload_type, name, clock: VIDEO_CLOCK, channels: 0 });
         match (track, tracks.video_codec, tracks.audio_codec) {
             (Track::Video, Some(codec @ Codec::H264), _) => video(codec, 96, "H264"),
             (Track::Video, Some(codec @ Codec::H265), _) => video(codec, 98, "H265"),

@@ -251,8 +251,7 @@ mod tests {
         idr[1] = 9;
         let mut packets = Packets(Vec::new());
         packetizer.unit(&video(&[idr.clone()], Kind::Key), &mut packets);
-        let parsed: Vec<_> =
-            packets.0.into_iter().map(|packet| Header::parse(&packet.freeze()).unwrap()).collect();
+        let parsed: Vec<_> = packets.0.into_iter().map(|packet| Header::parse(&packet.freeze()).unwrap()).collect();
         let sequences: Vec<u16> = parsed.iter().map(|(header, _)| header.sequence).collect();
         assert_eq!(sequences, [65_535, 0, 1, 2]);
         assert!(parsed.iter().all(|(header, _)| header.timestamp == 900 && header.payload_type == 96));

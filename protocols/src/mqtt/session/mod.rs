@@ -288,7 +288,7 @@ impl Session for MqttSession {
                 self.state = State::Over;
                 Ok(())
             }
-            Input::Datagram(_) => Err(Fault::fatal("MQTT runs on a stream").ours()),
+            Input::Datagram(_) | Input::Media(_) => Err(Fault::fatal("MQTT runs on a stream").ours()),
         }
     }
 

@@ -86,7 +86,9 @@ impl Session for RtmpSession {
                 self.farewell(reason, out);
                 Ok(())
             }
-            Input::Datagram(_) | Input::Settled { .. } | Input::Exchange(_) | Input::Command(_) => Ok(()),
+            Input::Datagram(_) | Input::Settled { .. } | Input::Exchange(_) | Input::Command(_) | Input::Media(_) => {
+                Ok(())
+            }
         }
     }
 

@@ -1,0 +1,579 @@
+//! The talk: requests are answered one after another; what an answer waits for pauses the talk.
+//!
+//! A viewer whose tracks are on the channels everybody uses is handed to the stream's fan-out; any other (UDP, channels of its
+//! own choice) gets the stream's units and packets are made for it alone (`own.rs`).
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::{BufMut, BytesMut};
+use rtsp_types::{Method, Version};
+
+use self::own::Own;
+use super::frame::{Answer, Frame, FrameError, Request, Status, Target};
+use super::sdp;
+use super::transport::Offer;
+use crate::media::mux::interleaved::{SSRC_AUDIO, SSRC_VIDEO, put_frame_head};
+use crate::media::rtp::reports;
+use crate::media::{Container, StreamName, Track, Tracks};
+use crate::session::{Claim, Fault, Input, MediaEvent, Outbox, Output, Refusal, Session, Ticket};
+
+mod own;
+
+/// A client over UDP that says nothing for this long, neither here nor in RTCP, is gone; one that does not come to the point too.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// How long the answer to PLAY waits for the first unit, whose time it tells.
+const JOIN_MAX: Duration = Duration::from_secs(1);
+
+/// Answers one connection may have before it watches: nobody needs more, and each is free work for a stranger.
+const ANSWERS_MAX: u64 = 100;
+
+const METHODS: &str = "OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN, GET_PARAMETER, SET_PARAMETER";
+
+#[derive(Debug)]
+pub(super) struct RtspSession {
+    /// Our name for the session, given away with the first SETUP.
+    id: String,
+    seed: [u8; 32],
+    udp: bool,
+    heard: Option<Instant>,
+    answered: u64,
+    tickets: u64,
+    waiting: Option<Waiting>,
+    presentation: Option<Presentation>,
+    setups: Vec<Setup>,
+    state: State,
+}
+
+/// A request whose answer needs somebody else's.
+#[derive(Debug)]
+struct Waiting {
+    ticket: Ticket,
+    request: Box<Request>,
+    /// For [`MediaEvent::Described`]: a claim that was granted.
+    admitted: Option<StreamName>,
+}
+
+/// A stream this peer may watch.
+#[derive(Debug)]
+struct Presentation {
+    stream: StreamName,
+    tracks: Tracks,
+}
+
+/// A track as the client wants it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Setup {
+    track: Track,
+    way: Way,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Interleaved([u8; 2]),
+    /// Through the ports opened with this ticket.
+    Udp(Ticket),
+}
+
+#[derive(Debug)]
+enum State {
+    /// No stream flows.
+    Still,
+    /// The fan-out sends; PLAY is not answered yet.
+    Joining {
+        cseq: Option<u32>,
+        since: Instant,
+        container: Container,
+    },
+    Shared(Container),
+    Own(Box<Own>),
+    Closed,
+}
+
+// === impl Session ===
+
+impl Session for RtspSession {
+    fn receive(&mut self, now: Instant, input: Input<'_>, out: &mut Outbox) -> Result<(), Fault> {
+        self.heard.get_or_insert(now);
+        match input {
+            Input::Stream(buffer) => return self.frames(now, buffer, out),
+            Input::Admission { ticket, outcome } => self.admission(ticket, outcome.map(drop), out),
+            Input::Media(event) => self.media(now, event, out),
+            Input::Ended { .. } => self.farewell(out),
+            Input::Datagram(_) | Input::Settled { .. } | Input::Exchange(_) | Input::Command(_) => {}
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self, now: Instant, out: &mut Outbox) {
+        if self.deadline().is_none_or(|deadline| deadline > now) {
+            return;
+        }
+        if let State::Joining { .. } = self.state {
+            self.joined(None, out);
+        } else {
+            self.farewell(out);
+            out.close("the client was silent for too long");
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match &self.state {
+            State::Joining { since, .. } => Some(*since + JOIN_MAX),
+            // What a viewer on the connection takes is watched by the stream, or the driver.
+            State::Shared(_) | State::Closed => None,
+            State::Own(own) if !own.is_datagram() => None,
+            State::Still | State::Own(_) => self.heard.map(|heard| heard + SILENCE_MAX),
+        }
+    }
+
+    fn paused(&self) -> bool {
+        self.waiting.is_some()
+    }
+}
+
+impl RtspSession {
+    pub(super) fn new(seed: [u8; 32], udp: bool) -> Self {
+        let mut id = String::with_capacity(16);
+        for byte in seed.iter().take(8) {
+            // Writing to a string does not fail.
+            let _infallible = write!(id, "{byte:02X}");
+        }
+        Self {
+            id,
+            seed,
+            udp,
+            heard: None,
+            answered: 0,
+            tickets: 0,
+            waiting: None,
+            presentation: None,
+            setups: Vec::new(),
+            state: State::Still,
+        }
+    }
+
+    fn media(&mut self, now: Instant, event: MediaEvent, out: &mut Outbox) {
+        match event {
+            MediaEvent::Described { ticket, outcome } => self.described(now, ticket, outcome, out),
+            MediaEvent::Opened { ticket, outcome } => self.opened(ticket, outcome, out),
+            MediaEvent::Packet { .. } => self.heard = Some(now),
+            MediaEvent::Unit(unit) => {
+                if let State::Own(own) = &mut self.state {
+                    own.unit(&unit, out);
+                }
+            }
+            MediaEvent::Joined { dts_90k } => self.joined(Some(dts_90k), out),
+        }
+    }
+
+    fn frames(&mut self, now: Instant, buffer: &mut BytesMut, out: &mut Outbox) -> Result<(), Fault> {
+        while self.waiting.is_none() {
+            if let State::Closed = self.state {
+                buffer.clear();
+                return Ok(());
+            }
+            match Frame::take(buffer) {
+                Ok(None) => return Ok(()),
+                Ok(Some(Frame::Request(request))) => {
+                    self.heard = Some(now);
+                    self.request(now, request, out);
+                }
+                // Receiver reports and answers to nothing: signs of life.
+                Ok(Some(Frame::Packet { .. } | Frame::Response)) => self.heard = Some(now),
+                Err(error) => {
+                    buffer.clear();
+                    return Err(self.refuse(error, out));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, error: FrameError, out: &mut Outbox) -> Fault {
+        let status = match error {
+            FrameError::Malformed => Status::BAD_REQUEST,
+            FrameError::TooLarge => Status::TOO_LARGE,
+            FrameError::Version => Status::VERSION,
+        };
+        self.farewell(out);
+        out.send(Answer::new(status, None).field("Connection", "close").bytes());
+        Fault::fatal(error.to_string())
+    }
+
+    // --- requests ---
+
+    fn request(&mut self, now: Instant, request: Box<Request>, out: &mut Outbox) {
+        let cseq = cseq_of(&request);
+        if let Some(status) = self.objection(&request) {
+            let mut answer = Answer::new(status, cseq);
+            if let (Status::OPTION, Some(options)) = (status, request.field("require")) {
+                answer = answer.field("Unsupported", options);
+            }
+            self.answer(answer, out);
+            return;
+        }
+        match request.method {
+            Method::Options => self.answer(Answer::new(Status::OK, cseq).field("Public", METHODS), out),
+            Method::Describe => self.describe(request, out),
+            Method::Setup => self.setup(request, out),
+            Method::Play => self.play(now, &request, out),
+            Method::GetParameter | Method::SetParameter => {
+                // Without parameters it is a sign of life, with them it asks for what we do not have.
+                let status = if request.body.is_empty() { Status::OK } else { Status::PARAMETER };
+                let answer = self.in_session(Answer::new(status, cseq));
+                self.answer(answer, out);
+            }
+            Method::Teardown => {
+                self.farewell_tracks(out);
+                out.send(self.in_session(Answer::new(Status::OK, cseq)).bytes());
+                self.close("the client left", out);
+            }
+            Method::Pause => {
+                let text = "a live stream cannot be paused: TEARDOWN and PLAY again\r\n".to_owned();
+                let answer = Answer::new(Status::METHOD_NOT_ALLOWED, cseq).field("Allow", METHODS);
+                self.answer(answer.body("text/plain", text), out);
+            }
+            _ => self.answer(Answer::new(Status::NOT_IMPLEMENTED, cseq).field("Public", METHODS), out),
+        }
+    }
+
+    /// What is wrong with a request before it is looked at.
+    fn objection(&self, request: &Request) -> Option<Status> {
+        let session = request.field("session").map(|field| field.split(';').next().unwrap_or_default().trim());
+        let in_session = !self.setups.is_empty();
+        if request.version != Version::V1_0 {
+            return Some(Status::VERSION);
+        }
+        if cseq_of(request).is_none() {
+            return Some(Status::BAD_REQUEST);
+        }
+        if request.field("require").is_some() {
+            return Some(Status::OPTION);
+        }
+        if session.is_some_and(|id| !in_session || id != self.id) {
+            return Some(Status::SESSION_NOT_FOUND);
+        }
+        match request.method {
+            Method::Play | Method::Pause | Method::Teardown if !in_session => Some(Status::NOT_IN_THIS_STATE),
+            Method::Play | Method::Teardown if session.is_none() => Some(Status::SESSION_NOT_FOUND),
+            Method::Setup | Method::Describe if !matches!(self.state, State::Still) => Some(Status::NOT_IN_THIS_STATE),
+            _ => None,
+        }
+    }
+
+    fn describe(&mut self, request: Box<Request>, out: &mut Outbox) {
+        let cseq = cseq_of(&request);
+        let takes = |accept: &str| ["application/sdp", "application/*", "*/*"].iter().any(|kind| accept.contains(kind));
+        if !request.field("accept").is_none_or(takes) {
+            self.answer(Answer::new(Status::NOT_ACCEPTABLE, cseq), out);
+            return;
+        }
+        let Some((target, presentation)) = self.presented(&request) else { return self.prepare(request, out) };
+        let base = format!("{}/", target.base);
+        let description = sdp::describe(&presentation.stream, &presentation.tracks);
+        let answer = Answer::new(Status::OK, cseq).field("Content-Base", base).field("Cache-Control", "no-store");
+        self.answer(answer.body("application/sdp", description), out);
+    }
+
+    /// The presentation a request is about, if it is known already.
+    fn presented<'a>(&'a self, request: &'a Request) -> Option<(&'a Target, &'a Presentation)> {
+        let (target, presentation) = (request.target.as_ref()?, self.presentation.as_ref()?);
+        (target.path == presentation.stream.as_str()).then_some((target, presentation))
+    }
+
+    /// Asks for what a request needs first; it is looked at again then.
+    fn prepare(&mut self, request: Box<Request>, out: &mut Outbox) {
+        let stream = request.target.as_ref().and_then(|target| StreamName::parse(&target.path));
+        let Some(stream) = stream else {
+            self.answer(Answer::new(Status::NOT_FOUND, cseq_of(&request)), out);
+            return;
+        };
+        if !self.setups.is_empty() {
+            // One session, one stream (RFC 2326 calls it an aggregate).
+            self.answer(Answer::new(Status::NOT_IN_THIS_STATE, cseq_of(&request)), out);
+            return;
+        }
+        let key = request.target.as_ref().and_then(|target| target.parameter("key")).or_else(|| password(&request));
+        let ticket = self.ticket();
+        self.waiting = Some(Waiting { ticket, request, admitted: None });
+        out.push(Output::Admit { ticket, claim: Claim::Watch { stream, key } });
+    }
+
+    fn ticket(&mut self) -> Ticket {
+        self.tickets += 1;
+        Ticket(self.tickets)
+    }
+
+    fn admission(&mut self, ticket: Ticket, outcome: Result<(), Refusal>, out: &mut Outbox) {
+        let Some(mut waiting) = self.waiting.take_if(|waiting| waiting.ticket == ticket) else { return };
+        let stream = waiting.request.target.as_ref().and_then(|target| StreamName::parse(&target.path));
+        match (outcome, stream) {
+            (Ok(()), Some(stream)) => {
+                waiting.ticket = self.ticket();
+                out.push(Output::Describe { ticket: waiting.ticket, stream: stream.clone() });
+                waiting.admitted = Some(stream);
+                self.waiting = Some(waiting);
+            }
+            (Err(refusal), _) => self.refused(&waiting.request, &refusal, out),
+            (Ok(()), None) => {}
+        }
+    }
+
+    fn refused(&mut self, request: &Request, refusal: &Refusal, out: &mut Outbox) {
+        let status = match refusal {
+            Refusal::Unauthorized => Status::UNAUTHORIZED,
+            Refusal::Forbidden(_) => Status::FORBIDDEN,
+            Refusal::NotFound(_) => Status::NOT_FOUND,
+            Refusal::Invalid(_) => Status::BAD_REQUEST,
+            Refusal::Limit(_) | Refusal::Unavailable(_) => Status::UNAVAILABLE,
+        };
+        let mut answer = Answer::new(status, cseq_of(request));
+        if status == Status::UNAUTHORIZED {
+            // Keys are kept hashed: a digest of one cannot be checked, the key itself can.
+            answer = answer.field("WWW-Authenticate", "Basic realm=\"sluicegate\"");
+        }
+        self.answer(answer.body("text/plain", format!("{refusal}\r\n")), out);
+    }
+
+    fn described(&mut self, now: Instant, ticket: Ticket, outcome: Result<Box<Tracks>, Refusal>, out: &mut Outbox) {
+        let Some(waiting) = self.waiting.take_if(|waiting| waiting.ticket == ticket) else { return };
+        match (outcome, waiting.admitted) {
+            (Ok(tracks), Some(_)) if sdp::formats(&tracks).is_empty() => {
+                self.answer(Answer::new(Status::UNSUPPORTED_MEDIA, cseq_of(&waiting.request)), out);
+            }
+            (Ok(tracks), Some(stream)) => {
+                self.presentation = Some(Presentation { stream, tracks: *tracks });
+                self.request(now, waiting.request, out);
+            }
+            (Err(refusal), _) => self.refused(&waiting.request, &refusal, out),
+            (Ok(_), None) => {}
+        }
+    }
+
+    // --- transports ---
+
+    fn setup(&mut self, request: Box<Request>, out: &mut Outbox) {
+        let cseq = cseq_of(&request);
+        let Some((target, presentation)) = self.presented(&request) else { return self.prepare(request, out) };
+        let formats = sdp::formats(&presentation.tracks);
+        // A stream of one track may be set up by its own address.
+        let number = target.track.or((formats.len() == 1).then_some(0));
+        let Some(&(track, _)) = number.and_then(|number| formats.get(number)) else {
+            self.answer(Answer::new(Status::NOT_FOUND, cseq), out);
+            return;
+        };
+        if self.setups.iter().any(|setup| setup.track == track) {
+            self.answer(Answer::new(Status::NOT_IN_THIS_STATE, cseq), out);
+            return;
+        }
+        let datagrams = self.setups.first().map(|setup| matches!(setup.way, Way::Udp(_)));
+        let fits = |offer: &Offer| match offer {
+            Offer::Interleaved(channels) => datagrams != Some(true) && channels.is_none_or(|own| self.are_free(own)),
+            Offer::Udp(_) => self.udp && datagrams != Some(false),
+            Offer::Other => false,
+        };
+        match request.field("transport").and_then(|field| Offer::all(field).find(fits)) {
+            Some(Offer::Interleaved(channels)) => {
+                let channels = channels.unwrap_or_else(|| self.free_channels());
+                self.setups.push(Setup { track, way: Way::Interleaved(channels) });
+                let [rtp, rtcp] = channels;
+                let answer = Answer::new(Status::OK, cseq)
+                    .field("Transport", format_args!("RTP/AVP/TCP;unicast;interleaved={rtp}-{rtcp}"));
+                let answer = self.in_session(answer);
+                self.answer(answer, out);
+            }
+            Some(Offer::Udp(remote)) => {
+                let ticket = self.ticket();
+                self.setups.push(Setup { track, way: Way::Udp(ticket) });
+                self.waiting = Some(Waiting { ticket, request, admitted: None });
+                out.push(Output::Open { ticket, remote });
+            }
+            _ => self.answer(Answer::new(Status::UNSUPPORTED_TRANSPORT, cseq), out),
+        }
+    }
+
+    fn are_free(&self, channels: [u8; 2]) -> bool {
+        let taken = |channel: &u8| {
+            self.setups.iter().any(|setup| matches!(setup.way, Way::Interleaved(taken) if taken.contains(channel)))
+        };
+        !channels.iter().any(taken)
+    }
+
+    fn free_channels(&self) -> [u8; 2] {
+        let pairs = (0..=254).step_by(2).map(|rtp| [rtp, rtp + 1]);
+        pairs.into_iter().find(|pair| self.are_free(*pair)).unwrap_or([0, 1])
+    }
+
+    fn opened(&mut self, ticket: Ticket, outcome: Result<[u16; 2], Refusal>, out: &mut Outbox) {
+        let Some(waiting) = self.waiting.take_if(|waiting| waiting.ticket == ticket) else { return };
+        let request = &waiting.request;
+        let offers = request.field("transport").into_iter().flat_map(Offer::all);
+        let remote =
+            offers.into_iter().find_map(|offer| if let Offer::Udp(remote) = offer { Some(remote) } else { None });
+        match (outcome, remote) {
+            (Ok([rtp, rtcp]), Some([to, to_rtcp])) => {
+                let transport = format!(
+                    "RTP/AVP;unicast;client_port={to}-{to_rtcp};server_port={rtp}-{rtcp};ssrc={:08X}",
+                    self.ssrc(self.setups.len())
+                );
+                let answer = Answer::new(Status::OK, cseq_of(request)).field("Transport", transport);
+                let answer = self.in_session(answer);
+                self.answer(answer, out);
+            }
+            (outcome, _) => {
+                self.setups.pop();
+                if let Err(refusal) = outcome {
+                    self.refused(request, &refusal, out);
+                }
+            }
+        }
+    }
+
+    /// The source of the n-th track set up, for a viewer on its own.
+    fn ssrc(&self, number: usize) -> u32 {
+        let at = 8 + 4 * number.min(4);
+        let bytes = self.seed.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+        bytes.map_or(SSRC_VIDEO, u32::from_be_bytes)
+    }
+
+    // --- playing ---
+
+    fn play(&mut self, now: Instant, request: &Request, out: &mut Outbox) {
+        let cseq = cseq_of(request);
+        // Whatever point of a live stream is asked for, it is played from now; other clocks than that cannot be told.
+        if request.field("range").is_some_and(|range| !range.trim_start().starts_with("npt")) {
+            self.answer(Answer::new(Status::INVALID_RANGE, cseq), out);
+            return;
+        }
+        if !matches!(self.state, State::Still) {
+            // It plays already; some clients ask again as a sign of life.
+            let answer = self.in_session(Answer::new(Status::OK, cseq)).field("Range", "npt=now-");
+            self.answer(answer, out);
+            return;
+        }
+        let Some(presentation) = &self.presentation else { return };
+        let stream = presentation.stream.clone();
+        if let Some(container) = self.container() {
+            out.push(Output::Watch { stream, container });
+            self.state = State::Joining { cseq, since: now, container };
+            return;
+        }
+        let first =
+            self.seed.get(28..30).map_or(1, |bytes| bytes.iter().fold(0, |all, byte| all << 8 | u16::from(*byte)));
+        let ways = self.setups.iter().enumerate().map(|(at, setup)| (*setup, self.ssrc(at + 1)));
+        let own = Own::new(&presentation.tracks, ways, first & 0x7fff | 1);
+        let answer = self.in_session(Answer::new(Status::OK, cseq)).field("Range", "npt=now-");
+        let answer =
+            answer.field("RTP-Info", self.rtp_info(|track| own.sequence(track).map(|seq| format!("seq={seq}"))));
+        out.send(answer.bytes());
+        self.state = State::Own(Box::new(own));
+        out.push(Output::Follow { stream });
+    }
+
+    /// The container whose channels are those of this client.
+    fn container(&self) -> Option<Container> {
+        let channels = |track| {
+            let setup = self.setups.iter().find(|setup| setup.track == track)?;
+            if let Way::Interleaved(channels) = setup.way { Some(channels) } else { None }
+        };
+        let fits = |container: &Container, track| {
+            let wanted = container.rtp_channel(track).map(|rtp| [rtp, rtp + 1]);
+            channels(track) == wanted
+        };
+        let datagrams = self.setups.iter().any(|setup| matches!(setup.way, Way::Udp(_)));
+        let all = [Container::Rtsp, Container::RtspVideo, Container::RtspAudio];
+        all.into_iter().find(|one| !datagrams && fits(one, Track::Video) && fits(one, Track::Audio))
+    }
+
+    /// The answer to PLAY, now that the time of the first unit is known or that has taken too long.
+    fn joined(&mut self, dts_90k: Option<i64>, out: &mut Outbox) {
+        let State::Joining { cseq, container, .. } = self.state else { return };
+        self.state = State::Shared(container);
+        let mut answer = self.in_session(Answer::new(Status::OK, cseq)).field("Range", "npt=now-");
+        if let (Some(time), Some(presentation)) = (dts_90k, &self.presentation) {
+            let formats = sdp::formats(&presentation.tracks);
+            let ticks = |track| formats.iter().find(|(own, _)| *own == track).map(|(_, format)| format.ticks(time));
+            let info = self.rtp_info(|track| ticks(track).map(|ticks| format!("rtptime={ticks}")));
+            answer = answer.field("RTP-Info", info);
+        }
+        out.send(answer.bytes());
+    }
+
+    fn rtp_info(&self, says: impl Fn(Track) -> Option<String>) -> String {
+        let Some(presentation) = &self.presentation else { return String::new() };
+        let formats = sdp::formats(&presentation.tracks);
+        let number = |track| formats.iter().position(|(own, _)| *own == track);
+        let parts = self.setups.iter().filter_map(|setup| {
+            let (number, says) = (number(setup.track)?, says(setup.track)?);
+            Some(format!("url=trackID={number};{says}"))
+        });
+        parts.collect::<Vec<_>>().join(",")
+    }
+
+    // --- ends ---
+
+    /// Each track is told to have ended, where packets can still be sent.
+    fn farewell_tracks(&mut self, out: &mut Outbox) {
+        match std::mem::replace(&mut self.state, State::Still) {
+            State::Shared(container) | State::Joining { container, .. } => {
+                let mut bytes = BytesMut::new();
+                for (track, ssrc) in [(Track::Video, SSRC_VIDEO), (Track::Audio, SSRC_AUDIO)] {
+                    if let Some(channel) = container.rtp_channel(track) {
+                        let bye = reports::bye(ssrc);
+                        put_frame_head(channel + 1, bye.len(), &mut bytes);
+                        bytes.put_slice(&bye);
+                    }
+                }
+                out.send(bytes);
+            }
+            State::Own(own) => own.bye(out),
+            other @ (State::Still | State::Closed) => self.state = other,
+        }
+    }
+
+    fn farewell(&mut self, out: &mut Outbox) {
+        if let Some(waiting) = self.waiting.take() {
+            out.send(Answer::new(Status::UNAVAILABLE, cseq_of(&waiting.request)).bytes());
+        }
+        self.farewell_tracks(out);
+        self.state = State::Closed;
+    }
+
+    fn answer(&mut self, answer: Answer, out: &mut Outbox) {
+        self.answered += 1;
+        let still = matches!(self.state, State::Still);
+        if still && self.answered >= ANSWERS_MAX {
+            out.send(answer.field("Connection", "close").bytes());
+            self.close("too many requests without a stream", out);
+        } else {
+            out.send(answer.bytes());
+        }
+    }
+
+    fn close(&mut self, why: &'static str, out: &mut Outbox) {
+        self.state = State::Closed;
+        out.close(why);
+    }
+
+    fn in_session(&self, answer: Answer) -> Answer {
+        if self.setups.is_empty() {
+            return answer;
+        }
+        answer.field("Session", format_args!("{};timeout={}", self.id, SILENCE_MAX.as_secs()))
+    }
+}
+
+fn cseq_of(request: &Request) -> Option<u32> {
+    request.field("cseq").and_then(|field| field.trim().parse().ok())
+}
+
+/// The password of a Basic `Authorization`.
+fn password(request: &Request) -> Option<String> {
+    let (scheme, credentials) = request.field("authorization")?.trim().split_once(' ')?;
+    let plain = BASE64.decode(credentials.trim()).ok().filter(|_| scheme.eq_ignore_ascii_case("basic"))?;
+    String::from_utf8(plain).ok()?.split_once(':').map(|(_, password)| password.to_owned())
+}
