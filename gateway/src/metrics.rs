@@ -80,6 +80,7 @@ figures! {
     Refused "refused_total" Counter ["adapter", "reason"] "Reports refused, by reason";
     Faults "faults_total" Counter ["adapter", "protocol"] "Departures from the protocol by peers";
     Connections "connections" Gauge ["adapter"] "Peers connected now";
+    PacketsLost "packets_lost_total" Counter ["adapter"] "UDP packets of streams that found the kernel's buffers full";
     ConnectionsRefused "connections_refused_total" Counter ["adapter", "reason"] "Connections turned away, by reason";
     TlsReloads "tls_reloads_total" Counter ["result"] "Changed certificates of listeners that were read again: ok, or failed (the one before stays)";
     BytesIn "bytes_in_total" Counter ["adapter"] "Bytes received from peers";
@@ -227,6 +228,11 @@ impl Metrics {
     /// A connection was turned away. `reason` is one of few words.
     pub fn connection_refused(&self, adapter: &str, reason: &str) {
         self.add(Figure::ConnectionsRefused, &[adapter, reason], 1);
+    }
+
+    /// A packet of a stream found its socket full.
+    pub fn packet_lost(&self, adapter: &str) {
+        self.add(Figure::PacketsLost, &[adapter], 1);
     }
 
     pub fn bytes_in(&self, adapter: &str, bytes: u64) {

@@ -236,10 +236,12 @@ impl Rendition {
             && let Some(offset) = viewer.cursor.needs()
         {
             let cached = self.preamble.take().filter(|(at, _)| *at == offset);
-            let (_, preamble) = self.preamble.insert(cached.unwrap_or_else(|| {
-                let at = self.log.gop().head_dts() - self.log.gop().lag(offset);
-                (offset, self.mux.preamble(round.tracks, at))
-            }));
+            let at = self.log.gop().head_dts() - self.log.gop().lag(offset);
+            let (_, preamble) =
+                self.preamble.insert(cached.unwrap_or_else(|| (offset, self.mux.preamble(round.tracks, at))));
+            if let Err(reason) = viewer.joined(at, round.now) {
+                return Flushed::Gone(reason);
+            }
             viewer.cursor.interject(preamble.clone());
             viewer.greeted = true;
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use protocols::media::Hevc;
-use protocols::{Input, Outbox, Output, Session};
+use protocols::{Input, MediaEvent, Outbox, Output, Session};
 
 use super::cursor::Cursor;
 use super::log::{Log, SLICES_MAX};
@@ -215,6 +215,16 @@ impl Viewer {
         Ok(())
     }
 
+    /// Tells the session that its viewer's first unit is known: it may still have something to say ahead of it.
+    pub(super) fn joined(&mut self, dts_90k: i64, now: Instant) -> Result<(), Closed> {
+        let mut outbox = Outbox::default();
+        let heard = self.session.receive(now, Input::Media(MediaEvent::Joined { dts_90k }), &mut outbox);
+        self.carry_out(&mut outbox)?;
+        heard.map_err(|_| Closed::Fault)?;
+        // It may have waited for that.
+        self.understand_leftover(now)
+    }
+
     /// The session's own time.
     pub(super) fn tick(&mut self, now: Instant) -> Result<(), Closed> {
         if self.session.deadline().is_none_or(|deadline| deadline > now) {
@@ -222,7 +232,8 @@ impl Viewer {
         }
         let mut outbox = Outbox::default();
         self.session.tick(now, &mut outbox);
-        self.carry_out(&mut outbox)
+        self.carry_out(&mut outbox)?;
+        self.understand_leftover(now)
     }
 
     /// Writes what the cursor has; adds the bytes written to `bytes`.

@@ -5,14 +5,15 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use device_models::{Class, Command, Report};
 use protocols::exchange::{Publication, Request};
-use protocols::{Claim, Identity, Input, Limits, Outbox, Output, Peer, Refusal, Ticket};
+use protocols::{Claim, Identity, Input, Limits, MediaEvent, Outbox, Output, Peer, Refusal, Ticket};
 use tokio::sync::{mpsc, watch};
 use tracing::debug;
 
 use super::drive::BoxedSession;
+use super::media::{self, Media, Sent};
 use super::wire::Wire;
 use super::{Adapter, Services, next_route};
 use crate::broker::{Attachment, Kept};
@@ -82,6 +83,8 @@ pub(super) struct Conversation {
     pub(super) kept: watch::Receiver<Kept>,
     pub(super) attachment: Option<Attachment>,
     pub(super) commands: mpsc::Receiver<Box<Command>>,
+    /// Of a session that carries a stream by itself.
+    pub(super) media: Option<Box<Media>>,
     protocol: &'static str,
     route: Route,
     things: HashMap<Arc<str>, Arc<Thing>>,
@@ -117,6 +120,7 @@ impl Conversation {
             kept: services.broker.kept(),
             attachment: None,
             commands,
+            media: None,
             protocol,
             route,
             things: HashMap::new(),
@@ -227,6 +231,7 @@ impl Conversation {
         while let Some(output) = self.outbox.pop() {
             match output {
                 Output::Send(bytes) => self.send(wire, &bytes),
+                Output::Packet { ticket, second, packet } => self.send_packet(ticket, second, packet),
                 Output::Close { reason } => return Plain::Ending(Ending::Closed(reason)),
                 Output::Source { .. } | Output::Watch { .. } => {
                     let mut moving = Outbox::default();
@@ -246,6 +251,7 @@ impl Conversation {
 
     /// Carries out this output and all behind it.
     async fn attend(&mut self, wire: &Wire, mut output: Output) -> Option<Ending> {
+        let streams = self.services.streams.clone();
         loop {
             match output {
                 Output::Admit { ticket, claim } => self.admit(ticket, claim).await,
@@ -253,6 +259,19 @@ impl Conversation {
                 Output::Report { ticket, by, report } => self.report(ticket, &by, report).await,
                 Output::Answer { id, outcome } => self.services.intake.devices().session_answered(&id, outcome).await,
                 Output::Exchange(request) => self.exchange(request).await,
+                Output::Describe { ticket, stream } => {
+                    let outcome = media::describe(&streams, &stream).await;
+                    self.receive(Input::Media(MediaEvent::Described { ticket, outcome }));
+                }
+                Output::Open { ticket, remote } => {
+                    let outcome = self.open_ports(wire, ticket, remote).await;
+                    self.receive(Input::Media(MediaEvent::Opened { ticket, outcome }));
+                }
+                Output::Follow { stream } => {
+                    if let Err(refusal) = self.media().follow(&streams, &stream).await {
+                        return Some(Ending::Closed(refusal.to_string().into()));
+                    }
+                }
                 // The plain ones never come here.
                 _ => {}
             }
@@ -269,6 +288,7 @@ impl Conversation {
         while let Some(output) = self.outbox.pop() {
             match output {
                 Output::Send(bytes) => self.send(wire, &bytes),
+                Output::Packet { ticket, second, packet } => self.send_packet(ticket, second, packet),
                 Output::Exchange(request @ Request::Detach { .. }) => self.exchange(request).await,
                 _ => {}
             }
@@ -287,6 +307,26 @@ impl Conversation {
     pub(super) async fn dismantle(mut self) -> (BoxedSession, Limits, Peer) {
         self.leave("moved to its stream").await;
         (self.session, self.limits, self.peer)
+    }
+
+    fn media(&mut self) -> &mut Media {
+        self.media.get_or_insert_default()
+    }
+
+    async fn open_ports(&mut self, wire: &Wire, ticket: Ticket, remote: [u16; 2]) -> Result<[u16; 2], Refusal> {
+        let peer = self.peer.address.map(|address| address.ip());
+        let Some(ends) = wire.local_ip().zip(peer) else {
+            return Err(Refusal::Unavailable("packets go beside TCP alone".to_owned()));
+        };
+        self.media().open(ends, ticket, remote).await
+    }
+
+    fn send_packet(&mut self, ticket: Ticket, second: bool, packet: Bytes) {
+        let len = packet.len();
+        match self.media().send(ticket, second, packet) {
+            Sent::Yes => self.wrote(len),
+            Sent::Lost => self.services.metrics.packet_lost(&self.adapter.info.name),
+        }
     }
 
     fn send(&mut self, wire: &Wire, bytes: &[u8]) {

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use protocols::{Input, Peer, Session};
+use protocols::{Input, MediaEvent, Peer, Session};
 use tokio::time::Sleep;
 use tracing::debug;
 
 use super::conversation::{Conversation, Ending};
+use super::media::Media;
 use super::wire::{Arrived, Wire};
 use super::{Adapter, Language, Services};
 use crate::stream::Handover;
@@ -76,6 +77,8 @@ enum Woken {
     Durable,
     Exchange(protocols::exchange::Event),
     Command(Box<device_models::Command>),
+    /// `None`: the stream that the session carries has ended.
+    Media(Option<MediaEvent>),
     Deadline,
     Stopping,
 }
@@ -135,6 +138,8 @@ impl Drive {
                 Woken::Durable => self.talk.settle(),
                 Woken::Exchange(event) => self.talk.receive(Input::Exchange(event)),
                 Woken::Command(command) => self.talk.receive(Input::Command(*command)),
+                Woken::Media(Some(event)) => self.talk.receive(Input::Media(event)),
+                Woken::Media(None) => return Ending::Closed("the stream ended".into()),
                 Woken::Deadline => {
                     if let Some(why) = self.overdue(written_at) {
                         return Ending::Closed(why.into());
@@ -153,7 +158,8 @@ impl Drive {
             && self.unread.len() < self.talk.limits.frame_max
             && self.talk.unwritten.len() < UNWRITTEN_MAX;
         let Self { wire, unread, talk, .. } = self;
-        let Conversation { unwritten, unsettled, durable, kept, attachment, commands, .. } = talk;
+        let Conversation { unwritten, unsettled, durable, kept, attachment, commands, media, .. } = talk;
+        let takes_more = unwritten.len() < UNWRITTEN_MAX;
         tokio::select! {
             // One future for both directions: the wire cannot be borrowed twice.
             woken = read_or_write(wire, unread, unwritten, may_read) => woken,
@@ -161,6 +167,7 @@ impl Drive {
             _ = kept.changed(), if !unsettled.is_empty() => Woken::Durable,
             event = async { match attachment { Some(a) => a.next().await, None => pending().await } } => Woken::Exchange(event),
             Some(command) = commands.recv() => Woken::Command(command),
+            event = next_event(media, takes_more) => Woken::Media(event),
             () = alarm => Woken::Deadline,
             () = stopping => Woken::Stopping,
         }
@@ -268,6 +275,14 @@ impl Drive {
             Ok(())
         };
         tokio::time::timeout(patience, all).await.map_err(|_| "it takes no bytes".to_owned())?
+    }
+}
+
+/// Boxed: few connections carry a stream by themselves, and the others hold no room for it.
+async fn next_event(media: &mut Option<Box<Media>>, takes_more: bool) -> Option<MediaEvent> {
+    match media {
+        Some(media) => Box::pin(media.next(takes_more)).await,
+        None => pending().await,
     }
 }
 

@@ -6,6 +6,7 @@
 mod address;
 mod conversation;
 mod drive;
+mod media;
 mod serial;
 mod sniff;
 mod tcp;

@@ -1,7 +1,7 @@
 //! One peer's bytes, whatever they travel on.
 
 use std::io::{self, ErrorKind, Read};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -102,6 +102,16 @@ impl Wire {
             },
             _ => Err(io::Error::other("not a packet wire")),
         }
+    }
+
+    /// Our side's address.
+    pub(super) fn local_ip(&self) -> Option<IpAddr> {
+        let local = match self {
+            Self::Tcp(socket) => socket.local_addr(),
+            Self::Tls(stream) => stream.get_ref().0.local_addr(),
+            Self::Serial(_) | Self::Datagram { .. } => return None,
+        };
+        local.ok().map(|address| address.ip())
     }
 
     pub(super) const fn is_datagram(&self) -> bool {

@@ -101,4 +101,9 @@ const fn capture(name: &'static str, bytes: &'static [u8]) -> Capture {
     Capture { name, wire: Wire::Stream, bytes }
 }
 
-static CAPTURES: &[Capture] = &[capture("ffmpeg_play_tcp", include_bytes!("testdata/ffmpeg_play_tcp.bin"))];
+static CAPTURES: &[Capture] = &[
+    capture("ffmpeg_play_tcp", include_bytes!("testdata/ffmpeg_play_tcp.bin")),
+    capture("ffmpeg_play_udp", include_bytes!("testdata/ffmpeg_play_udp.bin")),
+    // With its receiver reports between the requests.
+    capture("gstreamer_play_tcp", include_bytes!("testdata/gstreamer_play_tcp.bin")),
+];

@@ -14,8 +14,10 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use protocols::exchange::{Attached, Event as ExchangeEvent, Request};
+use protocols::media::{Codec, Kind, Track, Tracks, Unit};
 use protocols::{
-    Capture, Endpoint, Fault, Identity, Input, Limits, Outbox, Output, Peer, Protocol, Session, Ticket, Wire,
+    Capture, Endpoint, Fault, Identity, Input, Limits, MediaEvent, Outbox, Output, Peer, Protocol, Session, Ticket,
+    Wire,
 };
 
 /// One talk: a session, what went in, what came out.
@@ -217,11 +219,47 @@ impl Host {
             }
             Output::Report { ticket, .. } => answers.extend(ticket.map(settled)),
             Output::Exchange(request) => answers.extend(exchange(request)),
+            Output::Describe { ticket, .. } => {
+                let outcome = Ok(Box::new(tracks()));
+                answers.push_back(Input::Media(MediaEvent::Described { ticket, outcome }));
+            }
+            Output::Open { ticket, .. } => {
+                answers.push_back(Input::Media(MediaEvent::Opened { ticket, outcome: Ok([30_000, 30_001]) }));
+            }
+            Output::Watch { .. } => answers.push_back(Input::Media(MediaEvent::Joined { dts_90k: 90_000 })),
             Output::Close { ref reason } => self.closed = Some(reason.to_string()),
             _ => {}
         }
         self.events.push(Event::Output(text));
     }
+}
+
+/// The units of a stream to be described or followed.
+fn units() -> impl Iterator<Item = Unit> {
+    let unit = |track, codec, kind, data: &'static [u8]| Unit {
+        track,
+        codec,
+        dts_90k: 90_000,
+        pts_90k: 90_000,
+        kind,
+        data: Bytes::from_static(data),
+    };
+    let avcc = &[1, 66, 0xc0, 30, 0xff, 0xe1, 0, 4, 0x67, 66, 0xc0, 30, 1, 0, 2, 0x68, 1];
+    [
+        unit(Track::Video, Codec::H264, Kind::Config, avcc),
+        unit(Track::Audio, Codec::Aac, Kind::Config, &[0x11, 0x90]),
+        unit(Track::Video, Codec::H264, Kind::Key, &[0, 0, 0, 3, 0x65, 0x88, 1]),
+        unit(Track::Audio, Codec::Aac, Kind::Key, &[1, 2, 3]),
+    ]
+    .into_iter()
+}
+
+fn tracks() -> Tracks {
+    let mut tracks = Tracks::default();
+    for unit in units() {
+        tracks.note(&unit);
+    }
+    tracks
 }
 
 fn exchange(request: Request) -> Option<Input<'static>> {

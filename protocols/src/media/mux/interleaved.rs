@@ -163,7 +163,9 @@ mod tests {
         ] {
             let mut mux = Interleaved::new(container);
             let mut out = BytesMut::new();
-            [video(0), audio(1), video(REPORT_EVERY)].iter().for_each(|unit| mux.unit(unit, &mut out));
+            for unit in [video(0), audio(1), video(REPORT_EVERY)] {
+                mux.unit(&unit, &mut out);
+            }
             let frames = frames(out.freeze());
             let seen: Vec<u8> = frames.iter().map(|(channel, _)| *channel).collect();
             assert_eq!(seen, channels, "{container:?}");

@@ -408,7 +408,9 @@ mod tests {
         let mut packetizer = Packetizer::new(tracks, track, 7, 65_530).unwrap();
         let format = packetizer.format();
         let mut packets = Packets::default();
-        units.iter().for_each(|unit| packetizer.unit(unit, &mut packets));
+        for unit in units {
+            packetizer.unit(unit, &mut packets);
+        }
         let packets: Vec<Bytes> = packets.0.into_iter().map(BytesMut::freeze).collect();
         assert!(packets.iter().all(|packet| packet.len() <= super::super::packetize::PACKET_MAX));
         let sets = tracks.audio.iter().map(|config| config.data.clone()).collect();
@@ -418,7 +420,9 @@ mod tests {
 
     fn unpack(packets: &[Bytes], depacketizer: &mut Depacketizer) -> Vec<Unit> {
         let mut units = Vec::new();
-        packets.iter().for_each(|packet| depacketizer.packet(packet, &mut units).unwrap());
+        for packet in packets {
+            depacketizer.packet(packet, &mut units).unwrap();
+        }
         units
     }
 

@@ -211,7 +211,9 @@ impl Packetizer {
         let out = sink.packet(HEADER_LEN + len);
         let Format { payload_type, .. } = self.format;
         Header { marker, payload_type, sequence: self.sequence, timestamp, ssrc: self.ssrc }.write(out);
-        parts.iter().for_each(|part| out.put_slice(part));
+        for part in parts {
+            out.put_slice(part);
+        }
         self.sequence = self.sequence.wrapping_add(1);
         self.packets = self.packets.wrapping_add(1);
         self.octets = self.octets.wrapping_add(len as u32);

@@ -72,7 +72,8 @@ impl SenderReport {
             if first >> 6 == 2 && kind == SENDER_REPORT {
                 let word = |at: usize| packet.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes);
                 let (seconds, fraction) = (i64::from(word(8)?), word(12)?);
-                let wall_90k = seconds * i64::from(VIDEO_CLOCK) + ((i64::from(fraction) * i64::from(VIDEO_CLOCK)) >> 32);
+                let wall_90k =
+                    seconds * i64::from(VIDEO_CLOCK) + ((i64::from(fraction) * i64::from(VIDEO_CLOCK)) >> 32);
                 return Some(Self { ssrc: word(4)?, wall_90k, timestamp: word(16)? });
             }
             rest = next;

@@ -131,7 +131,7 @@ impl Session for RtspSession {
     }
 
     fn paused(&self) -> bool {
-        self.waiting.is_some()
+        self.waiting.is_some() || matches!(self.state, State::Joining { .. })
     }
 }
 
@@ -171,7 +171,7 @@ impl RtspSession {
     }
 
     fn frames(&mut self, now: Instant, buffer: &mut BytesMut, out: &mut Outbox) -> Result<(), Fault> {
-        while self.waiting.is_none() {
+        while !self.paused() {
             if let State::Closed = self.state {
                 buffer.clear();
                 return Ok(());
