@@ -22,6 +22,7 @@ mod formats;
 mod hostile;
 mod load;
 mod relays;
+mod rtsp;
 mod rules;
 mod service;
 mod store;

@@ -18,6 +18,7 @@ use super::transport::Offer;
 use crate::media::mux::interleaved::{SSRC_AUDIO, SSRC_VIDEO, put_frame_head};
 use crate::media::rtp::reports;
 use crate::media::{Container, StreamName, Track, Tracks};
+use crate::pass::Pass;
 use crate::session::{Claim, Fault, Input, MediaEvent, Outbox, Output, Refusal, Session, Ticket};
 
 mod own;
@@ -297,10 +298,13 @@ impl RtspSession {
             self.answer(Answer::new(Status::NOT_IN_THIS_STATE, cseq_of(&request)), out);
             return;
         }
-        let key = request.target.as_ref().and_then(|target| target.parameter("key")).or_else(|| password(&request));
+        let mut pass = request.target.as_ref().map_or_else(Pass::default, |target| Pass::of_query(&target.query));
+        if pass.is_blank() {
+            pass.key = password(&request);
+        }
         let ticket = self.ticket();
         self.waiting = Some(Waiting { ticket, request, admitted: None });
-        out.push(Output::Admit { ticket, claim: Claim::Watch { stream, key } });
+        out.push(Output::Admit { ticket, claim: Claim::Watch { stream, pass } });
     }
 
     fn ticket(&mut self) -> Ticket {
