@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use device_models::wire::{Batch, Catalog, Clock, Hole, Meta, PropertyName, encode_batch};
+use device_models::wire::{Batch, Catalog, Clock, Compression, Hole, Meta, PropertyName, encode_batch};
 use device_models::{Body, Class, Message, Quality, Sample, Value};
 
 /// A field: number, name, and what its bytes are.
@@ -102,6 +102,7 @@ fn batch() -> Vec<u8> {
         hist: false,
         gw_time_us: start + 1_600_000,
         clock: Clock::Synchronized,
+        compression: Compression::None,
     };
     let holes = [Hole { first: 43, count: 1, reason: "cap".to_owned() }];
     let bytes = encode_batch(&meta, &messages, &holes, &catalog()).unwrap();

@@ -29,7 +29,7 @@ pub use certificates::{Authority, Certificate};
 pub use device::{Counter, Language};
 pub use flv::{Flv, WebSocket, push_rtmp};
 pub use gateway::{Gateway, Options};
-pub use peer::{Child, newer_ffmpeg, run, run_ok, shell};
+pub use peer::{Child, newer_ffmpeg, python, run, run_ok, shell};
 pub use ports::free_port;
 pub use post::{Post, PostReceiver, Reply};
 pub use upstream::{Mosquitto, Receiver};

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::{PATIENCE, root};
@@ -93,6 +93,23 @@ pub fn run_ok(program: &str, arguments: &[&str]) -> String {
 /// Runs a shell line that must succeed.
 pub fn shell(line: &str) -> String {
     run_ok("sh", &["-ec", line])
+}
+
+/// A Python with these packages of PyPI, in an environment of its own beside the build, installed once.
+pub fn python(name: &str, requirements: &Path) -> PathBuf {
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = MAKING.lock();
+    let folder = root().join("target/python").join(name);
+    let (python, done) = (folder.join("bin/python"), folder.join("requirements.txt"));
+    let wanted = std::fs::read(requirements).expect("the requirements");
+    if std::fs::read(&done).ok().as_ref() != Some(&wanted) {
+        let (folder, requirements) = (folder.display().to_string(), requirements.display().to_string());
+        run_ok("python3", &["-m", "venv", "--clear", &folder]);
+        let pip = ["-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", &requirements];
+        run_ok(&python.display().to_string(), &pip);
+        std::fs::write(&done, wanted).expect("the mark that it is whole");
+    }
+    python
 }
 
 /// An ffmpeg that speaks Enhanced RTMP, which Debian's does not: `$SLUICEGATE_FFMPEG`, or the one that PyPI's

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{Child, PATIENCE, binary, free_port, wait_for};
+use crate::{Child, PATIENCE, binary, free_port, python, root, wait_for};
 
 /// Debian's mosquitto, with persistence, on a free port.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ impl Mosquitto {
     }
 }
 
-/// `sluicegate receive --json` on a broker: what it prints, line by line.
+/// A consumer on a broker, `sluicegate receive --json` or another: what it prints, line by line.
 #[derive(Debug)]
 pub struct Receiver {
     child: Child,
@@ -74,6 +74,19 @@ impl Receiver {
     pub fn start(port: u16, more: &[&str]) -> Self {
         let mut command = Command::new(binary());
         command.args(["receive", "--json", "--url", &format!("mqtt://127.0.0.1:{port}")]).args(more);
+        Self::of(command)
+    }
+
+    /// The consumer in Python that was written from the documentation alone.
+    pub fn python(port: u16) -> Self {
+        let folder = root().join("tests/interop");
+        let python = python("interop", &folder.join("requirements.txt"));
+        let mut command = Command::new(python);
+        command.arg(folder.join("consume.py")).args(["--broker", &format!("127.0.0.1:{port}")]);
+        Self::of(command)
+    }
+
+    fn of(mut command: Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = Child::start(&mut command);
         let stdout = child.inner.stdout.take().expect("piped");
@@ -92,7 +105,7 @@ impl Receiver {
                 if line.contains("subscribed") {
                     let _sent = ready.try_send(());
                 }
-                eprintln!("receive: {line}");
+                eprintln!("consumer: {line}");
             }
         });
         subscribed.recv_timeout(PATIENCE).expect("`receive` subscribes");

@@ -4,6 +4,7 @@ use prost::Message as _;
 
 use super::WireError;
 use super::catalog::Catalog;
+use super::compression::{Compression, pack, unpack};
 use super::generated as pb;
 use super::rows::{Report, next_seq, read_rows, thing, write_rows};
 use super::value::{Said, from_class, from_said, to_said};
@@ -22,6 +23,8 @@ pub struct Meta {
     /// The gateway's clock, microseconds since 1970 UTC.
     pub gw_time_us: i64,
     pub clock: Clock,
+    /// How the body is to be packed; of a batch that was read: how it was.
+    pub compression: Compression,
 }
 
 /// How far the gateway's clock can be trusted.
@@ -90,7 +93,7 @@ pub fn encode_batch(
         .collect();
     let aliased = rows.iter().any(|rows| rows.thing != 0 || rows.named.len() < rows_width(rows))
         || note.iter().any(|note| note.thing != 0);
-    let body = pb::Frames { rows, note, hole }.encode_to_vec();
+    let (packing, body) = pack(meta.compression, pb::Frames { rows, note, hole }.encode_to_vec());
     let batch = pb::Batch {
         v: VERSION,
         epoch: meta.epoch,
@@ -99,7 +102,7 @@ pub fn encode_batch(
         count,
         rev: if aliased { catalog.rev() } else { 0 },
         hist: meta.hist,
-        codec: 0,
+        codec: packing.number(),
         crc32c: crc32c::crc32c(&body),
         body,
         gw_time_us: meta.gw_time_us,
@@ -160,15 +163,13 @@ fn covered(first: u64, mut spans: Vec<(u64, u64)>) -> Result<u64, WireError> {
 // === impl Batch ===
 
 impl Batch {
-    /// Reads the envelope and checks the body's CRC.
+    /// Reads the envelope, checks the body's CRC and unpacks it.
     pub fn parse(bytes: &[u8]) -> Result<Self, WireError> {
         let batch = pb::Batch::decode(bytes)?;
         if batch.v != VERSION {
             return Err(WireError::Version(batch.v));
         }
-        if batch.codec != 0 {
-            return Err(WireError::Codec(batch.codec));
-        }
+        let compression = Compression::from_number(batch.codec)?;
         let found = crc32c::crc32c(&batch.body);
         if found != batch.crc32c {
             return Err(WireError::Crc { said: batch.crc32c, found });
@@ -185,6 +186,7 @@ impl Batch {
             hist: batch.hist,
             gw_time_us: batch.gw_time_us,
             clock,
+            compression,
         };
         if batch.count == 0 || batch.first_seq.checked_add(batch.count).is_none() {
             return Err(WireError::Order(batch.first_seq));
@@ -195,7 +197,7 @@ impl Batch {
             count: batch.count,
             rev: batch.rev,
             base_us: batch.base_us,
-            body: batch.body,
+            body: unpack(compression, batch.body)?,
         })
     }
 
@@ -267,8 +269,14 @@ mod tests {
     use crate::wire::PropertyName;
     use crate::wire::tests::{message, same};
 
-    const META: Meta =
-        Meta { epoch: 0xfeed, class: Class::Live, hist: false, gw_time_us: 5, clock: Clock::Synchronized };
+    const META: Meta = Meta {
+        epoch: 0xfeed,
+        class: Class::Live,
+        hist: false,
+        gw_time_us: 5,
+        clock: Clock::Synchronized,
+        compression: Compression::None,
+    };
 
     /// Knows things `t0` and `t1` (of models `m0` and `m1`) and properties `p1`, `p2` of `m0`, `p1` to `p4` of `m1`.
     fn catalog() -> Catalog {
@@ -301,11 +309,12 @@ mod tests {
         fn every_batch_comes_back(
             first in prop_oneof![Just(0u64), 1..u64::MAX - 100],
             messages in prop::collection::vec((prop::bool::weighted(0.1), message()), 1..30),
+            compression in prop::sample::select(vec![Compression::None, Compression::Lz4, Compression::Zstd]),
         ) {
             let (messages, holes) = numbered(first, messages);
-            let bytes = encode_batch(&META, &messages, &holes, &catalog()).unwrap();
+            let bytes = encode_batch(&Meta { compression, ..META }, &messages, &holes, &catalog()).unwrap();
             let batch = Batch::parse(&bytes).unwrap();
-            prop_assert_eq!(batch.meta, META);
+            prop_assert_eq!(Meta { compression: Compression::None, ..batch.meta }, META);
             prop_assert_eq!((batch.first_seq, batch.count), (first, (messages.len() + holes.len()) as u64));
             let back = batch.decode(&catalog()).unwrap();
             prop_assert_eq!(back.holes, holes);
@@ -419,9 +428,15 @@ mod tests {
             (seq, Message { thing: "plc-1".into(), model: Arc::clone(&model), time_us, received_us: time_us, body })
         };
         let minute: Vec<(u64, Message)> = (1..=60).map(&mut row).collect();
-        let live = encode_batch(&META, &minute[..1], &[], &catalog).unwrap().len() as f64 / 100.0;
-        let backfill = encode_batch(&META, &minute, &[], &catalog).unwrap().len() as f64 / 6000.0;
+        let size = |compression, rows: usize| {
+            let meta = Meta { compression, ..META };
+            encode_batch(&meta, &minute[..rows], &[], &catalog).unwrap().len() as f64 / (rows as f64 * 100.0)
+        };
+        let (live, backfill) = (size(Compression::None, 1), size(Compression::None, 60));
+        let (lz4, zstd) = (size(Compression::Lz4, 60), size(Compression::Zstd, 60));
+        println!("live {live:.2}, backfill {backfill:.2}, LZ4 {lz4:.2}, Zstandard {zstd:.2} bytes a point");
         assert!(live <= 3.5, "live {live} B/point");
         assert!(backfill <= 1.2, "backfill {backfill} B/point");
+        assert!(zstd <= 0.7, "backfill with Zstandard {zstd} B/point");
     }
 }

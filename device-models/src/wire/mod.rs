@@ -2,13 +2,13 @@
 //! form people read.
 //!
 //! `message.rs` is the record, `batch.rs` the native batch with `rows.rs` and `columns.rs` for its property
-//! reports, `catalog.rs` what aliases
-//! mean, `json.rs` the JSON form, `value.rs` the single value. `generated.rs` comes from the `.proto`; nothing outside
+//! reports and `compression.rs` for its size, `catalog.rs` what aliases mean, `json.rs` the JSON form, `value.rs` the single value. `generated.rs` comes from the `.proto`; nothing outside
 //! this folder names it. Must not be in here: when a batch is closed, where it is sent.
 
 mod batch;
 mod catalog;
 mod columns;
+mod compression;
 mod json;
 mod message;
 mod rows;
@@ -29,6 +29,7 @@ mod tests;
 
 pub use batch::{Batch, Clock, Decoded, Hole, Meta, encode_batch};
 pub use catalog::{Catalog, PropertyName};
+pub use compression::{BODY_MAX, Compression};
 pub use json::{message_json, time_text};
 pub use message::{decode_message, encode_message};
 
@@ -49,6 +50,8 @@ pub enum WireError {
     Crc { said: u32, found: u32 },
     #[error("compression {0} is not known here")]
     Codec(u32),
+    #[error("the compressed body cannot be read: {0}")]
+    Packed(&'static str),
     #[error("thing alias {alias} is not in catalog revision {rev}")]
     Thing { alias: u32, rev: u32 },
     #[error("property alias {alias} of model {model} is not in catalog revision {rev}")]

@@ -12,6 +12,7 @@ mod rules;
 
 use std::path::PathBuf;
 
+use device_models::wire;
 use serde::Deserialize;
 
 pub use self::outlet::{AlarmEvent, OverBudget, Relay, When};
@@ -297,6 +298,9 @@ pub struct Upstream {
     /// Client certificate and key, PEM.
     pub cert_file: Option<PathBuf>,
     pub key_file: Option<PathBuf>,
+    /// How native batches are packed: `none`, `lz4`, `zstd`.
+    #[serde(default)]
+    pub compression: Compression,
     /// A batch is closed at this many bytes, KiB, 1 to 256.
     #[serde(default = "Upstream::batch_kib")]
     pub batch_kib: u64,
@@ -333,6 +337,28 @@ pub enum Dialect {
     Jetlinks,
     /// Home Assistant's MQTT discovery.
     Homeassistant,
+}
+
+/// What becomes of a native batch's body; `docs/native.md`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    #[default]
+    None,
+    /// Little work, a little smaller.
+    Lz4,
+    /// More work, much smaller.
+    Zstd,
+}
+
+impl From<Compression> for wire::Compression {
+    fn from(compression: Compression) -> Self {
+        match compression {
+            Compression::None => Self::None,
+            Compression::Lz4 => Self::Lz4,
+            Compression::Zstd => Self::Zstd,
+        }
+    }
 }
 
 // === defaults ===

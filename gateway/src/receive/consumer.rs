@@ -279,7 +279,7 @@ fn class_of(word: &str) -> Option<Class> {
 
 #[cfg(test)]
 mod tests {
-    use device_models::wire::{Clock, Meta, PropertyName, encode_batch};
+    use device_models::wire::{Clock, Compression, Meta, PropertyName, encode_batch};
     use device_models::{Quality, Sample, Value};
 
     use super::*;
@@ -304,7 +304,14 @@ mod tests {
     }
 
     fn batch(epoch: u64, seqs: std::ops::RangeInclusive<u64>, holes: &[Hole], catalog: &Catalog) -> Vec<u8> {
-        let meta = Meta { epoch, class: Class::Live, hist: false, gw_time_us: 9, clock: Clock::Unknown };
+        let meta = Meta {
+            epoch,
+            class: Class::Live,
+            hist: false,
+            gw_time_us: 9,
+            clock: Clock::Unknown,
+            compression: Compression::None,
+        };
         let messages: Vec<_> = seqs.map(|seq| (seq, message(seq as i64))).collect();
         encode_batch(&meta, &messages, holes, catalog).unwrap()
     }
@@ -344,7 +351,14 @@ mod tests {
         consumer.take(UP, &batch(7, 10..=10, &[], &none));
         assert_eq!(consumer.missing(), 2);
         let gap = Body::Gap { class: Class::Live, first: 8, last: 9, reason: "ttl".to_owned() };
-        let meta = Meta { epoch: 7, class: Class::Control, hist: false, gw_time_us: 9, clock: Clock::Unknown };
+        let meta = Meta {
+            epoch: 7,
+            class: Class::Control,
+            hist: false,
+            gw_time_us: 9,
+            clock: Clock::Unknown,
+            compression: Compression::None,
+        };
         said = encode_batch(&meta, &[(1, Message { body: gap, ..message(0) })], &[], &none).unwrap();
         assert_eq!(consumer.take("sg/v1/box/up/ctl", &said).len(), 1);
         assert_eq!(consumer.missing(), 0);

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use device_models::wire::{Catalog, Clock, Hole, WireError};
+use device_models::wire::{Catalog, Clock, Compression, Hole, WireError};
 use device_models::{Class, Message};
 
 pub(super) use super::destination::{Origin, Publication};
@@ -37,6 +37,8 @@ pub(super) struct Parcel<'a> {
     pub hist: bool,
     pub now_us: i64,
     pub clock: Clock,
+    /// How the platform wants bodies packed, in dialects that can.
+    pub compression: Compression,
     pub messages: &'a [(u64, Message)],
     /// Sequence numbers that no longer exist, between the messages.
     pub holes: &'a [Hole],

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use device_models::model::Model;
-use device_models::wire::{Catalog, Clock, Hole};
+use device_models::wire::{Catalog, Clock, Compression, Hole};
 use device_models::{Body, Class, Failure, Level, Message, Outcome, Quality, Sample, Value};
 
 use super::dialect::{Dialect, Heard, Parcel, Publication, Said, Scope};
@@ -84,6 +84,7 @@ pub(super) fn said(dialect: &dyn Dialect, class: Class, hist: bool, messages: Ve
         hist,
         now_us: TIME_US,
         clock: Clock::Unknown,
+        compression: Compression::None,
         messages: &messages,
         holes,
         catalog: &Catalog::new(0),

@@ -40,6 +40,7 @@ impl Dialect for Native {
             hist: parcel.hist,
             gw_time_us: parcel.now_us,
             clock: parcel.clock,
+            compression: parcel.compression,
         };
         let payload = encode_batch(&meta, parcel.messages, parcel.holes, parcel.catalog)?;
         let way = if parcel.hist { "hist" } else { parcel.class.topic() };

@@ -20,6 +20,7 @@ mod durability;
 mod enhanced;
 mod formats;
 mod hostile;
+mod interop;
 mod load;
 mod relays;
 mod rtsp;

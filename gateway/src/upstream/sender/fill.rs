@@ -82,6 +82,7 @@ impl Sender {
                 hist: cut.hist,
                 now_us: now.us,
                 clock: self.clock,
+                compression: self.config.compression.into(),
                 messages: &cut.messages,
                 holes: &cut.holes,
                 catalog: &self.names.catalog,
