@@ -15,6 +15,7 @@ use crate::config::{self, plan::Plan};
 use crate::credentials::Gatekeeper;
 use crate::devices::Devices;
 use crate::edge::Edge;
+use crate::hls::Hls;
 use crate::intake::Intake;
 use crate::metrics::Metrics;
 use crate::outlet::{Means, Outlets, Voice};
@@ -83,7 +84,8 @@ impl App {
         let outlets = Outlets::start(means, relays, intake.events());
         tasks.spawn("cameras", cameras::run(intake.clone(), outlets.clone(), camera_reports));
         tasks.spawn("latest", save_latest(devices.clone(), tasks.clone()));
-        let services = Services { tasks: tasks.clone(), bus, intake, broker, streams, gatekeeper, metrics };
+        let hls = Hls::new(&plan.config.hls, streams.clone(), tasks.clone(), metrics.clone());
+        let services = Services { tasks: tasks.clone(), bus, intake, broker, streams, hls, gatekeeper, metrics };
         let certificates = plan.adapters.iter().filter_map(|adapter| adapter.tls.clone()).collect();
         let (mut bound, mut views) = (Vec::new(), Vec::new());
         for adapter in plan.adapters {

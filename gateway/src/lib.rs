@@ -13,6 +13,7 @@ pub mod credentials;
 pub mod demo;
 pub mod devices;
 pub mod edge;
+pub mod hls;
 pub mod http;
 pub mod intake;
 pub mod metrics;

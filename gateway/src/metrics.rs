@@ -136,6 +136,11 @@ figures! {
     RelaySkipped "relay_skipped_units_total" SampledCounter ["stream", "url"] "Access units the relay left out: its server was too slow, or its budget too small";
     AlarmsMissed "alarms_missed_total" Counter [] "Events that came too fast to be looked at as alarms of relays and recordings";
     OutletReportsDropped "outlet_reports_dropped_total" Counter [] "Words of relays and recordings about cameras that found the intake full";
+    HlsStreams "hls_streams" SampledGauge [] "Streams kept in memory for HLS";
+    HlsViewers "hls_viewers" SampledGauge ["stream"] "Players of the stream that asked for a playlist lately";
+    HlsBytes "hls_bytes" SampledGauge ["stream"] "Bytes of segments kept in memory";
+    HlsRequests "hls_requests_total" Counter ["piece"] "Requests of HLS players that were let in, by what they asked for";
+    HlsRefused "hls_refused_total" Counter ["reason"] "Requests of HLS players that were let in and got nothing, by reason";
     ThreadBusy "thread_busy_ratio" Gauge ["thread"] "Part of the time a pinned thread works, 0 to 1";
     ThreadLag "thread_loop_lag_seconds" Gauge ["thread"] "Longest wait of a pinned thread's loop in its last second";
     BrokerSessions "broker_sessions" SampledGauge [] "MQTT sessions kept";

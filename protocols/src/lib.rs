@@ -11,6 +11,8 @@
 mod admitted;
 mod coap;
 pub mod exchange;
+pub mod hls;
+pub mod http;
 pub mod http_flv;
 pub mod media;
 pub mod mqtt;
@@ -28,7 +30,8 @@ pub use session::{
 };
 
 /// Every protocol the gateway speaks, in the order in which sniffing asks them.
-pub static PROTOCOLS: &[&dyn Protocol] = &[&mqtt::ROW, &rtmp::ROW, &rtsp::ROW, &http_flv::ROW, &coap::ROW, &raw::ROW];
+pub static PROTOCOLS: &[&dyn Protocol] =
+    &[&mqtt::ROW, &rtmp::ROW, &rtsp::ROW, &hls::ROW, &http_flv::ROW, &coap::ROW, &raw::ROW];
 
 /// The row with this name.
 pub fn protocol(name: &str) -> Option<&'static dyn Protocol> {

@@ -15,6 +15,7 @@ use bytes::{Bytes, BytesMut};
 use device_models::{Command, Outcome, Report};
 
 use crate::exchange;
+use crate::hls;
 use crate::media::{Container, StreamName, Tracks, Unit};
 use crate::pass::Pass;
 
@@ -135,6 +136,8 @@ pub enum Input<'a> {
     Admission { ticket: Ticket, outcome: Result<Identity, Refusal> },
     /// The answer to a report or publication with a ticket: it is on disk, or it was refused.
     Settled { ticket: Ticket, outcome: Result<(), Refusal> },
+    /// The answer to [`Output::Fetch`].
+    Piece { ticket: Ticket, outcome: Result<hls::Body, Refusal> },
     /// Something from the exchange (MQTT's broker core) for this subscriber.
     Exchange(exchange::Event),
     /// An order for a device that this session speaks for; answered by [`Output::Answer`] or by a reply report.
@@ -222,6 +225,17 @@ pub enum Output {
     /// The talk ends with the stream.
     Follow {
         stream: StreamName,
+    },
+    /// A playlist or a piece of a stream, of a peer that was admitted to watch it. Answered by [`Input::Piece`], which a
+    /// player may have to wait for.
+    Fetch {
+        ticket: Ticket,
+        stream: StreamName,
+        piece: hls::Piece,
+        /// The query that a playlist's addresses carry.
+        carried: String,
+        /// What a player that opens the stream here is called.
+        player: u64,
     },
     Close {
         reason: Cow<'static, str>,

@@ -17,7 +17,7 @@ use protocols::{Capture, PROTOCOLS, Protocol, Sniff, Wire};
 const CUT_WORK_MAX: usize = 6 << 20;
 
 /// Folders of `src` that hold no protocol.
-const SHARED_FOLDERS: &[&str] = &["media"];
+const SHARED_FOLDERS: &[&str] = &["http", "media"];
 
 #[test]
 fn the_table_is_not_empty_and_has_captures() {

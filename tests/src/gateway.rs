@@ -115,7 +115,7 @@ product = "generic"
 [[adapter]]
 name = "media"
 listen = "tcp://127.0.0.1:{media}"
-protocol = ["rtmp", "http-flv"]
+protocol = ["rtmp", "http-flv", "hls"]
 allow_anonymous = true
 {more}
 "#

@@ -28,6 +28,7 @@ pub struct Config {
     pub broker: Broker,
     pub stream: Stream,
     pub webrtc: Webrtc,
+    pub hls: Hls,
     #[serde(rename = "adapter")]
     pub adapters: Vec<Adapter>,
     #[serde(rename = "device")]
@@ -199,6 +200,27 @@ pub struct Webrtc {
     pub allow_anonymous: bool,
     /// Sessions at a time, 1 to 10000.
     pub sessions_max: usize,
+}
+
+/// What is kept in memory for HLS players, while somebody asks.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hls {
+    /// How long a part of low-latency HLS is planned to be, ms, 50 to 1000: whole frames, at least one.
+    pub part_ms: u64,
+    /// How long a segment is at least, ms, 500 to 10000: it ends with the next group of pictures.
+    pub segment_ms: u64,
+    /// What a playlist names, seconds, 2 to 60, at least three segments; as much again is kept.
+    pub window_seconds: u64,
+    /// Bytes kept of one stream, KiB, at least 1024; the oldest segments go first.
+    pub stream_kib: u64,
+    /// Bytes kept of all streams together, MiB: each gets an equal share of it, and no more streams are opened than have
+    /// 1 MiB each.
+    pub total_mib: u64,
+    /// A stream that nobody asked for so long is given up, seconds, 2 to 300.
+    pub idle_seconds: u64,
+    /// Requests that may wait for a playlist or part that is still to come.
+    pub waiting_max: usize,
 }
 
 /// A transport plus a protocol plus a thing model.
@@ -434,6 +456,20 @@ impl Default for Stream {
 impl Default for Webrtc {
     fn default() -> Self {
         Self { listen: String::new(), candidates: Vec::new(), allow_anonymous: false, sessions_max: 100 }
+    }
+}
+
+impl Default for Hls {
+    fn default() -> Self {
+        Self {
+            part_ms: 200,
+            segment_ms: 2_000,
+            window_seconds: 8,
+            stream_kib: 12 * 1024,
+            total_mib: 32,
+            idle_seconds: 10,
+            waiting_max: 4_096,
+        }
     }
 }
 

@@ -74,8 +74,8 @@ impl Check<'_> {
     }
 
     fn ranges(&mut self) {
-        let Config { store, broker, stream, gateway, .. } = self.config;
-        let ranges: [(&str, u64, std::ops::RangeInclusive<u64>, &str); 21] = [
+        let Config { store, broker, stream, hls, gateway, .. } = self.config;
+        let ranges: [(&str, u64, std::ops::RangeInclusive<u64>, &str); 28] = [
             ("gateway.memory_mib", gateway.memory_mib, 0..=65_536, "MiB"),
             ("store.commit_ms", store.commit_ms, 0..=1_000, "ms"),
             ("store.commit_kib", store.commit_kib, 4..=4_096, "KiB"),
@@ -97,6 +97,13 @@ impl Check<'_> {
             ("stream.lag_max_ms", stream.lag_max_ms, 500..=60_000, "ms"),
             ("stream.stall_max_seconds", stream.stall_max_seconds, 1..=300, "seconds"),
             ("stream.silence_max_seconds", stream.silence_max_seconds, 1..=300, "seconds"),
+            ("hls.part_ms", hls.part_ms, 50..=1_000, "ms"),
+            ("hls.segment_ms", hls.segment_ms, 500..=10_000, "ms"),
+            ("hls.window_seconds", hls.window_seconds, 2..=60, "seconds"),
+            ("hls.stream_kib", hls.stream_kib, 1_024..=262_144, "KiB"),
+            ("hls.total_mib", hls.total_mib, 1..=4_096, "MiB"),
+            ("hls.idle_seconds", hls.idle_seconds, 2..=300, "seconds"),
+            ("hls.waiting_max", hls.waiting_max as u64, 1..=100_000, "requests"),
         ];
         for (key, value, range, unit) in ranges {
             if !range.contains(&value) {
@@ -269,6 +276,9 @@ impl Check<'_> {
                 self.problem(format!("{key}.options"), what);
             }
         }
+        // Sniffing asks in the order of the table.
+        let place = |language: &Language| protocols::PROTOCOLS.iter().position(|row| row.name() == language.row.name());
+        languages.sort_by_key(place);
         languages
     }
 
@@ -482,7 +492,7 @@ impl Check<'_> {
 
     /// The sum of all memory budgets must fit the box.
     fn memory(&mut self) {
-        let Config { broker, stream, gateway, .. } = self.config;
+        let Config { broker, stream, hls, gateway, .. } = self.config;
         let allowed = if gateway.memory_mib > 0 { gateway.memory_mib } else { machine_mib() / 2 };
         // Streams share what all of them together may take; a source is counted with its usual GOP, not its cap.
         let parts = [
@@ -491,6 +501,7 @@ impl Check<'_> {
             ("broker.retained_mib", broker.retained_mib),
             ("stream.viewers_max x 2 KiB", stream.viewers_max as u64 * 2 / 1_024),
             ("one stream at stream.gop_kib", stream.gop_kib / 1_024),
+            ("hls.total_mib", hls.total_mib),
         ];
         let sum: u64 = parts.iter().map(|(_, mib)| mib).sum();
         if sum > allowed {

@@ -155,7 +155,8 @@ impl Demo {
             "\nSluicegate's demo runs, on this machine alone.\n{moved}\n\
              \x20 Status page   {page}\n\
              \x20 Devices in    MQTT {mqtt} · CoAP {coap} (udp) · JSON lines {tcp} (tcp), {udp} (udp)\n\
-             \x20 Cameras in    rtmp://{media}/live/NAME    out: the same, or http://{media}/live/NAME.flv\n\
+             \x20 Cameras in    rtmp://{media}/live/NAME    out: the same, http://{media}/live/NAME.flv,\n\
+             \x20                                                  http://{media}/live/NAME/index.m3u8\n\
              \x20 Platform      mqtt://{platform}, where everything goes; see it: sluicegate receive --url mqtt://{platform}\n\n\
              Push your own device:\n\
              \x20 mosquitto_pub -h 127.0.0.1 -p {mqtt_port} -q 1 -i attic -t /temperature-humidity/attic/properties/report \

@@ -2,18 +2,21 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use device_models::{Class, Command, Report};
 use protocols::exchange::{Publication, Request};
+use protocols::hls::Body;
 use protocols::{Claim, Identity, Input, Limits, MediaEvent, Outbox, Output, Peer, Refusal, Ticket};
 use tokio::sync::{mpsc, watch};
 use tracing::debug;
 
 use super::drive::BoxedSession;
 use super::media::{self, Media, Sent};
+use super::unwritten::Unwritten;
 use super::wire::Wire;
 use super::{Adapter, Services, next_route};
 use crate::broker::{Attachment, Kept};
@@ -71,17 +74,22 @@ struct Need {
     broker: u64,
 }
 
+/// The answer to [`Output::Fetch`].
+pub(super) type Fetched = (Ticket, Result<Body, Refusal>);
+
 /// One session and everything it has under way.
 pub(super) struct Conversation {
     pub(super) session: BoxedSession,
     pub(super) limits: Limits,
     pub(super) peer: Peer,
     pub(super) admitted: bool,
-    pub(super) unwritten: BytesMut,
+    pub(super) unwritten: Unwritten,
     pub(super) unsettled: VecDeque<Unsettled>,
     pub(super) durable: watch::Receiver<Durable>,
     pub(super) kept: watch::Receiver<Kept>,
     pub(super) attachment: Option<Attachment>,
+    /// A piece of a stream that is on its way or still has to come.
+    pub(super) fetching: Option<Pin<Box<dyn Future<Output = Fetched> + Send>>>,
     pub(super) commands: mpsc::Receiver<Box<Command>>,
     /// Of a session that carries a stream by itself.
     pub(super) media: Option<Box<Media>>,
@@ -114,11 +122,12 @@ impl Conversation {
             limits,
             peer,
             admitted: false,
-            unwritten: BytesMut::new(),
+            unwritten: Unwritten::default(),
             unsettled: VecDeque::new(),
             durable: services.bus.durable(),
             kept: services.broker.kept(),
             attachment: None,
+            fetching: None,
             commands,
             media: None,
             protocol,
@@ -230,7 +239,7 @@ impl Conversation {
     fn carry_out_plain(&mut self, wire: &Wire) -> Plain {
         while let Some(output) = self.outbox.pop() {
             match output {
-                Output::Send(bytes) => self.send(wire, &bytes),
+                Output::Send(bytes) => self.send(wire, bytes),
                 Output::Packet { ticket, second, packet } => self.send_packet(ticket, second, packet),
                 Output::Close { reason } => return Plain::Ending(Ending::Closed(reason)),
                 Output::Source { .. } | Output::Watch { .. } => {
@@ -240,6 +249,10 @@ impl Conversation {
                         moving.push(next);
                     }
                     return Plain::Ending(Ending::Moves(moving));
+                }
+                Output::Fetch { ticket, stream, piece, carried, player } => {
+                    let fetch = self.services.hls.clone().fetch(stream, piece, carried, player);
+                    self.fetch(ticket, fetch);
                 }
                 // A unit before its source: the session's fault, and nobody could be watching.
                 Output::Unit(_) => self.services.metrics.fault(&self.adapter.info.name, self.protocol),
@@ -287,7 +300,7 @@ impl Conversation {
     pub(super) async fn last_words(&mut self, wire: &Wire) {
         while let Some(output) = self.outbox.pop() {
             match output {
-                Output::Send(bytes) => self.send(wire, &bytes),
+                Output::Send(bytes) => self.send(wire, bytes),
                 Output::Packet { ticket, second, packet } => self.send_packet(ticket, second, packet),
                 Output::Exchange(request @ Request::Detach { .. }) => self.exchange(request).await,
                 _ => {}
@@ -329,14 +342,25 @@ impl Conversation {
         }
     }
 
-    fn send(&mut self, wire: &Wire, bytes: &[u8]) {
+    /// Whether everything that was asked is answered and written.
+    pub(super) fn owes_nothing(&self) -> bool {
+        self.unsettled.is_empty() && self.unwritten.is_empty() && self.fetching.is_none()
+    }
+
+    /// Starts to fetch; a session has one fetch at a time.
+    fn fetch(&mut self, ticket: Ticket, fetch: impl Future<Output = Result<Body, Refusal>> + Send + 'static) {
+        self.unwritten.share();
+        self.fetching = Some(Box::pin(async move { (ticket, fetch.await) }));
+    }
+
+    fn send(&mut self, wire: &Wire, bytes: Bytes) {
         if wire.is_datagram() {
-            match wire.send_packet(bytes) {
+            match wire.send_packet(&bytes) {
                 Ok(()) => self.wrote(bytes.len()),
                 Err(error) => debug!(peer = ?self.peer.address, %error, "a packet could not be sent"),
             }
         } else {
-            self.unwritten.extend_from_slice(bytes);
+            self.unwritten.push(bytes);
         }
     }
 
@@ -344,6 +368,8 @@ impl Conversation {
         let mut outcome = self.services.gatekeeper.admit(&self.adapter.info, &claim).await;
         let streams = &self.services.streams;
         let possible = match (&outcome, &claim) {
+            // A stream's end can be seen for a while after it.
+            (Ok(_), Claim::Watch { stream, .. }) if self.services.hls.holds(stream) => Ok(()),
             (Ok(_), Claim::Watch { stream, .. }) => streams.available(stream).await,
             (Ok(_), Claim::Publish { stream, .. }) => streams.publishable(stream),
             _ => Ok(()),

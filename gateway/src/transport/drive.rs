@@ -13,8 +13,9 @@ use protocols::{Input, MediaEvent, Peer, Session};
 use tokio::time::Sleep;
 use tracing::debug;
 
-use super::conversation::{Conversation, Ending};
+use super::conversation::{Conversation, Ending, Fetched};
 use super::media::Media;
+use super::unwritten::{SHARED_TIME_MAX, Unwritten};
 use super::wire::{Arrived, Wire};
 use super::{Adapter, Language, Services};
 use crate::stream::Handover;
@@ -76,6 +77,7 @@ enum Woken {
     Written(std::io::Result<usize>),
     Durable,
     Exchange(protocols::exchange::Event),
+    Fetched(Fetched),
     Command(Box<device_models::Command>),
     /// `None`: the stream that the session carries has ended.
     Media(Option<MediaEvent>),
@@ -105,7 +107,7 @@ impl Drive {
             if let Some(ending) = self.talk.over(&self.unread) {
                 return ending;
             }
-            if self.ended.is_some() && self.talk.unsettled.is_empty() && self.talk.unwritten.is_empty() {
+            if self.ended.is_some() && self.talk.owes_nothing() {
                 return Ending::Closed("the peer closed the connection".into());
             }
             self.shrink();
@@ -137,6 +139,10 @@ impl Drive {
                 }
                 Woken::Durable => self.talk.settle(),
                 Woken::Exchange(event) => self.talk.receive(Input::Exchange(event)),
+                Woken::Fetched((ticket, outcome)) => {
+                    self.talk.fetching = None;
+                    self.talk.receive(Input::Piece { ticket, outcome });
+                }
                 Woken::Command(command) => self.talk.receive(Input::Command(*command)),
                 Woken::Media(Some(event)) => self.talk.receive(Input::Media(event)),
                 Woken::Media(None) => return Ending::Closed("the stream ended".into()),
@@ -158,7 +164,7 @@ impl Drive {
             && self.unread.len() < self.talk.limits.frame_max
             && self.talk.unwritten.len() < UNWRITTEN_MAX;
         let Self { wire, unread, talk, .. } = self;
-        let Conversation { unwritten, unsettled, durable, kept, attachment, commands, media, .. } = talk;
+        let Conversation { unwritten, unsettled, durable, kept, attachment, fetching, commands, media, .. } = talk;
         let takes_more = unwritten.len() < UNWRITTEN_MAX;
         tokio::select! {
             // One future for both directions: the wire cannot be borrowed twice.
@@ -166,6 +172,7 @@ impl Drive {
             _ = durable.changed(), if !unsettled.is_empty() => Woken::Durable,
             _ = kept.changed(), if !unsettled.is_empty() => Woken::Durable,
             event = async { match attachment { Some(a) => a.next().await, None => pending().await } } => Woken::Exchange(event),
+            fetched = async { match fetching { Some(f) => f.await, None => pending().await } } => Woken::Fetched(fetched),
             Some(command) = commands.recv() => Woken::Command(command),
             event = next_event(media, takes_more) => Woken::Media(event),
             () = alarm => Woken::Deadline,
@@ -186,6 +193,9 @@ impl Drive {
         if !self.talk.unwritten.is_empty() {
             next = next.min(written_at + WRITE_TIME_MAX);
         }
+        if let Some(shared) = self.talk.unwritten.deadline() {
+            next = next.min(shared);
+        }
         if let Some(own) = self.talk.session.deadline() {
             next = next.min(own);
         }
@@ -204,6 +214,8 @@ impl Drive {
             Some("it was silent for too long")
         } else if !self.talk.unwritten.is_empty() && now >= written_at + WRITE_TIME_MAX {
             Some("it takes no bytes")
+        } else if self.talk.unwritten.deadline().is_some_and(|deadline| now >= deadline) {
+            Some("it takes its bytes too slowly")
         } else {
             None
         }
@@ -214,9 +226,7 @@ impl Drive {
         if self.unread.is_empty() && self.unread.capacity() > 0 {
             self.unread = BytesMut::new();
         }
-        if self.talk.unwritten.is_empty() && self.talk.unwritten.capacity() > 4096 {
-            self.talk.unwritten = BytesMut::new();
-        }
+        self.talk.unwritten.shrink();
     }
 
     /// Moves socket, session and everything unread to the thread that owns the stream.
@@ -241,8 +251,11 @@ impl Drive {
         debug!(peer = ?self.talk.peer.address, adapter = %self.talk.peer.adapter, why, "the talk ends");
         self.talk.receive(Input::Ended { reason: why });
         self.talk.last_words(&self.wire).await;
+        // A whole segment takes longer than a goodbye.
+        let owes = self.talk.unwritten.deadline().is_some() && !matches!(ending, Ending::Stopping);
+        let patience = if owes { SHARED_TIME_MAX } else { GOODBYE_TIME_MAX };
         // The peer may be gone: nothing is lost with a goodbye it does not hear.
-        if self.flush(GOODBYE_TIME_MAX).await.is_ok() && self.ended.is_none() && !matches!(ending, Ending::Stopping) {
+        if self.flush(patience).await.is_ok() && self.ended.is_none() && !matches!(ending, Ending::Stopping) {
             self.linger().await;
         }
         self.talk.leave(why).await;
@@ -287,7 +300,7 @@ async fn next_event(media: &mut Option<Box<Media>>, takes_more: bool) -> Option<
 }
 
 /// Reads, or writes when something waits. TCP is full duplex, so neither may starve the other: whichever is ready first.
-async fn read_or_write(wire: &mut Wire, unread: &mut BytesMut, unwritten: &mut BytesMut, may_read: bool) -> Woken {
+async fn read_or_write(wire: &mut Wire, unread: &mut BytesMut, unwritten: &mut Unwritten, may_read: bool) -> Woken {
     if unwritten.is_empty() || wire.is_datagram() {
         if may_read { Woken::Arrived(wire.read(unread).await) } else { pending().await }
     } else {

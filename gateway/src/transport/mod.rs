@@ -1,6 +1,6 @@
 //! The wires: TCP, TLS, UDP, serial. Written once; every protocol runs on them through `drive.rs`.
 //!
-//! `drive.rs` runs one session over one wire; `tcp.rs`, `udp.rs` and `serial.rs` make wires; `sniff.rs` decides which
+//! `drive.rs` runs one session over one wire, `conversation.rs` does what it wants, `unwritten.rs` holds what it says; `tcp.rs`, `udp.rs` and `serial.rs` make wires; `sniff.rs` decides which
 //! protocol a connection speaks. Must not be in here: anything that knows one protocol.
 
 mod address;
@@ -11,6 +11,7 @@ mod serial;
 mod sniff;
 mod tcp;
 mod udp;
+mod unwritten;
 mod wire;
 
 use std::io;
@@ -25,6 +26,7 @@ use crate::broker::Broker;
 use crate::bus::Bus;
 use crate::credentials::Gatekeeper;
 use crate::devices::RouteId;
+use crate::hls::Hls;
 use crate::intake::{AdapterInfo, Intake};
 use crate::metrics::Metrics;
 use crate::stream::StreamCore;
@@ -39,6 +41,7 @@ pub struct Services {
     pub intake: Intake,
     pub broker: Broker,
     pub streams: StreamCore,
+    pub hls: Hls,
     pub gatekeeper: Arc<Gatekeeper>,
     pub metrics: Metrics,
 }

@@ -9,7 +9,7 @@ use super::Language;
 use super::wire::{Arrived, Wire};
 
 /// Bytes after which an undecided connection is closed.
-const PREFIX_MAX: usize = 64;
+const PREFIX_MAX: usize = 1_024;
 /// Time a peer has to send them.
 const PREFIX_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -35,12 +35,13 @@ pub(super) async fn decide<'a>(
     let deadline = tokio::time::Instant::now() + PREFIX_TIME_MAX;
     loop {
         if !unread.is_empty() {
-            let answers: Vec<_> = languages.iter().map(|l| l.row.sniff(unread)).collect();
-            if let Some(at) = answers.iter().position(|a| *a == Sniff::Yes) {
-                return languages.get(at).ok_or(SniffError::Unknown);
-            }
-            if answers.iter().all(|a| *a == Sniff::No) || unread.len() >= PREFIX_MAX {
-                return Err(SniffError::Unknown);
+            // In the order of the table: a language that says yes to a whole family of requests comes behind those that
+            // know their own among them, and waits for them.
+            let mut answers = languages.iter().map(|language| (language, language.row.sniff(unread)));
+            match answers.find(|(_, answer)| *answer != Sniff::No) {
+                Some((language, Sniff::Yes)) => return Ok(language),
+                Some(_) if unread.len() < PREFIX_MAX => {}
+                _ => return Err(SniffError::Unknown),
             }
         }
         match tokio::time::timeout_at(deadline, wire.read(unread)).await {

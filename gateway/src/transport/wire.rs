@@ -53,7 +53,7 @@ impl Wire {
     }
 
     /// Writes some of the bytes and takes them off the front. Cancel safe.
-    pub(super) async fn write(&mut self, bytes: &mut BytesMut) -> io::Result<usize> {
+    pub(super) async fn write(&mut self, bytes: &mut impl Buf) -> io::Result<usize> {
         match self {
             Self::Tcp(io) => write_stream(io, bytes).await,
             Self::Tls(io) => write_stream(io.as_mut(), bytes).await,
@@ -143,8 +143,8 @@ fn poll_read_scratch(
     })
 }
 
-async fn write_stream(io: &mut (impl AsyncWrite + Unpin), bytes: &mut BytesMut) -> io::Result<usize> {
-    let written = std::future::poll_fn(|cx| Pin::new(&mut *io).poll_write(cx, bytes)).await?;
+async fn write_stream(io: &mut (impl AsyncWrite + Unpin), bytes: &mut impl Buf) -> io::Result<usize> {
+    let written = std::future::poll_fn(|cx| Pin::new(&mut *io).poll_write(cx, bytes.chunk())).await?;
     if written == 0 {
         return Err(ErrorKind::WriteZero.into());
     }

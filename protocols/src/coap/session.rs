@@ -100,7 +100,9 @@ impl Session for Talk {
                 buffer.clear();
                 Err(Fault::fatal("CoAP over streams (RFC 8323) is another protocol").ours())
             }
-            Input::Exchange(_) | Input::Media(_) => Err(Fault::recoverable("CoAP has no exchange and no media").ours()),
+            Input::Exchange(_) | Input::Media(_) | Input::Piece { .. } => {
+                Err(Fault::recoverable("CoAP has no exchange and no media").ours())
+            }
         }
     }
 

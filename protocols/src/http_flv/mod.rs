@@ -1,19 +1,22 @@
 //! HTTP-FLV: `GET /APP/NAME.flv` gives the stream as one endless body, which players and browsers (mpegts.js) take. The
 //! same address as a WebSocket gives it as binary messages.
 //!
-//! Inside: the row; `frame.rs` (bytes to requests), `websocket.rs` (its handshake and frames), `session.rs` (the talk).
-//! Must not be in here: FLV itself, which is `media`'s.
+//! Inside: the row; `frame.rs` (what a path names), `websocket.rs` (its handshake and frames), `session.rs` (the talk).
+//! Must not be in here: FLV itself, which is `media`'s, and requests, which are `http`'s.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::http;
 use crate::session::{Capture, Endpoint, Limits, OptionsError, Peer, Protocol, Session, Sniff, Wire};
 
-pub mod frame;
+mod frame;
 mod session;
 pub mod websocket;
+
+pub(crate) use frame::is_at;
 
 /// The row.
 pub static ROW: HttpFlv = HttpFlv;
@@ -47,25 +50,13 @@ impl Protocol for HttpFlv {
     }
 
     fn sniff(&self, prefix: &[u8]) -> Sniff {
-        // RTSP has an OPTIONS of its own.
-        const BEGINNINGS: [&[u8]; 5] = [b"GET /", b"HEAD /", b"OPTIONS /", b"OPTIONS http", b"OPTIONS * HTTP"];
-        if BEGINNINGS.iter().any(|beginning| prefix.starts_with(beginning)) {
-            Sniff::Yes
-        } else if BEGINNINGS.iter().any(|beginning| beginning.starts_with(prefix)) {
-            Sniff::More
-        } else {
-            Sniff::No
-        }
+        http::sniff(prefix)
     }
 
     fn configure(&self, options: &toml::Table) -> Result<Arc<dyn Endpoint>, OptionsError> {
         let options: Options = OptionsError::parse(options)?;
-        let allow_origin = options.allow_origin.unwrap_or_else(|| "*".to_owned());
-        if allow_origin.is_empty() || !allow_origin.bytes().all(|byte| byte.is_ascii_graphic()) {
-            let why = format!("{allow_origin:?} is no origin: write * or https://HOST");
-            return Err(OptionsError { key: Some("allow_origin".to_owned()), why });
-        }
-        Ok(Arc::new(HttpFlvEndpoint { allow_origin: allow_origin.into() }))
+        let allow_origin = http::allow_origin(options.allow_origin)?;
+        Ok(Arc::new(HttpFlvEndpoint { allow_origin }))
     }
 
     fn example(&self) -> &'static str {
@@ -87,7 +78,7 @@ options = { allow_origin = "*" }   # web pages that may play
 impl Endpoint for HttpFlvEndpoint {
     fn limits(&self) -> Limits {
         Limits {
-            frame_max: 2 * frame::HEADER_MAX,
+            frame_max: 2 * http::HEADER_MAX,
             // A viewer says nothing after its request; what it takes is watched by the stream.
             silence_max: None,
             admission_max: Duration::from_secs(10),

@@ -1,19 +1,17 @@
 //! The talk: requests are answered one after another until one becomes a viewer.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
 
-use super::frame::{Method, Request, RequestError};
+use super::frame::stream_of;
 use super::websocket::{self, Frame, UpgradeError};
+use crate::hls;
+use crate::http::{ANSWERS_MAX, Answer, Method, Request, RequestError, status_of};
 use crate::media::{Container, Hevc, StreamName};
 use crate::pass::Pass;
 use crate::session::{Claim, Fault, Input, Outbox, Output, Refusal, Session, Ticket};
-
-/// Answers without a stream that one connection may have: nobody needs more, and each is free work for a stranger.
-const ANSWERS_MAX: u64 = 100;
 
 #[derive(Debug)]
 pub(super) struct HttpFlvSession {
@@ -66,7 +64,12 @@ impl Session for HttpFlvSession {
             Input::Stream(buffer) => return self.requests(buffer, out),
             Input::Admission { ticket, outcome } => self.admission(ticket, outcome.map(drop), out),
             Input::Ended { reason } => self.farewell(reason, out),
-            Input::Datagram(_) | Input::Settled { .. } | Input::Exchange(_) | Input::Command(_) | Input::Media(_) => {}
+            Input::Datagram(_)
+            | Input::Settled { .. }
+            | Input::Exchange(_)
+            | Input::Command(_)
+            | Input::Media(_)
+            | Input::Piece { .. } => {}
         }
         Ok(())
     }
@@ -133,58 +136,60 @@ impl HttpFlvSession {
     }
 
     fn refuse_request(&mut self, error: &RequestError, out: &mut Outbox) -> Fault {
-        let (status, at) = match error {
-            RequestError::Malformed { at, .. } => ("400 Bad Request", Some(*at)),
-            RequestError::TooLarge => ("431 Request Header Fields Too Large", None),
-            RequestError::Version => ("505 HTTP Version Not Supported", None),
-        };
-        self.answer(status, &error.to_string(), Answer { close: true, ..Answer::default() }, out);
+        let at = if let RequestError::Malformed { at, .. } = error { Some(*at) } else { None };
+        self.answered(Answer::malformed(&self.allow_origin, error), true, out);
         Fault { at, ..Fault::fatal(error.to_string()) }
     }
 
     fn request(&mut self, request: &Request, out: &mut Outbox) {
         let close = !request.keeps_alive() || self.answered + 1 >= ANSWERS_MAX;
-        let answer = Answer { close, head_only: request.method == Method::Head, ..Answer::default() };
-        let stream = request.path.strip_suffix(".flv").and_then(|path| StreamName::parse(path.get(1..)?));
-        match (request.method, stream) {
-            (Method::Options, _) => self.answer("204 No Content", "", Answer { preflight: true, ..answer }, out),
-            (Method::Other, _) => {
-                let answer = Answer { allow: true, ..answer };
-                self.answer("405 Method Not Allowed", "only GET, HEAD and OPTIONS are answered here", answer, out);
+        match (request.method, stream_of(&request.path)) {
+            (Method::Options, _) => self.answered(Answer::preflight(&self.allow_origin, close), close, out),
+            (Method::Other, _) => self.answered(Answer::method_not_allowed(&self.allow_origin, close), close, out),
+            (Method::Get | Method::Head, None) if self.answered > 0 && hls::is_at(&request.path) => {
+                self.answered(Answer::elsewhere(request, &self.allow_origin), true, out);
             }
             (Method::Get | Method::Head, None) => {
-                self.answer("404 Not Found", "no such path: streams are at /APP/NAME.flv", answer, out);
+                let head_only = request.method == Method::Head;
+                let answer = Answer::new("404 Not Found", &self.allow_origin);
+                let text = answer.text("no such path: streams are at /APP/NAME.flv", head_only, close);
+                self.answered(text, close, out);
             }
-            (Method::Get | Method::Head, Some(stream)) => self.stream(request, stream, answer, out),
+            (Method::Get | Method::Head, Some(stream)) => self.stream(request, stream, close, out),
         }
     }
 
-    fn stream(&mut self, request: &Request, stream: StreamName, answer: Answer, out: &mut Outbox) {
+    fn stream(&mut self, request: &Request, stream: StreamName, close: bool, out: &mut Outbox) {
+        let head_only = request.method == Method::Head;
+        let answer = |status: &str| Answer::new(status, &self.allow_origin);
         let hevc = request.parameter("hevc");
         let Some(hevc) = hevc.map_or(Some(Hevc::default()), |word| Hevc::parse(&word)) else {
-            self.answer("400 Bad Request", "hevc is enhanced or legacy", answer, out);
-            return;
+            let text = answer("400 Bad Request").text("hevc is enhanced or legacy", head_only, close);
+            return self.answered(text, close, out);
         };
         let wish = match websocket::upgrade(request) {
-            None if request.method == Method::Head => Wish::Head,
+            None if head_only => Wish::Head,
             None => Wish::Body { chunked: request.minor == 1 },
             Some(Err(error)) => {
-                let version = error == UpgradeError::Version;
-                let status = if version { "426 Upgrade Required" } else { "400 Bad Request" };
-                self.answer(status, &error.to_string(), Answer { version, ..answer }, out);
-                return;
+                let answer = if error == UpgradeError::Version {
+                    let answer = answer("426 Upgrade Required").field("Upgrade", "websocket");
+                    answer.field("Sec-WebSocket-Version", "13")
+                } else {
+                    answer("400 Bad Request")
+                };
+                return self.answered(answer.text(&error.to_string(), head_only, close), close, out);
             }
             // A browser asks no leave before it opens a WebSocket to another site: that is for us to see to (10.2).
             Some(Ok(_)) if !self.may_open(request) => {
-                self.answer("403 Forbidden", "pages of this origin may not play here", answer, out);
-                return;
+                let text = answer("403 Forbidden").text("pages of this origin may not play here", head_only, close);
+                return self.answered(text, close, out);
             }
             Some(Ok(accept)) => Wish::WebSocket { accept },
         };
         let ticket = Ticket(self.answered);
         let pass = Pass::of_query(&request.query);
         out.push(Output::Admit { ticket, claim: Claim::Watch { stream: stream.clone(), pass } });
-        self.state = State::Waiting { ticket, stream, wish, hevc, keeps_alive: !answer.close };
+        self.state = State::Waiting { ticket, stream, wish, hevc, keeps_alive: !close };
     }
 
     fn may_open(&self, request: &Request) -> bool {
@@ -202,34 +207,24 @@ impl HttpFlvSession {
             }
         };
         if let Err(refusal) = outcome {
-            let head_only = matches!(wish, Wish::Head);
-            let answer = Answer { head_only, close: !keeps_alive, ..Answer::default() };
-            self.answer(status_of(&refusal), &refusal.to_string(), answer, out);
-            return;
+            let answer = Answer::new(status_of(&refusal), &self.allow_origin);
+            let text = answer.text(&refusal.to_string(), matches!(wish, Wish::Head), !keeps_alive);
+            return self.answered(text, !keeps_alive, out);
         }
-        let flv = "Content-Type: video/x-flv\r\n";
+        let flv = || Answer::new("200 OK", &self.allow_origin).field("Content-Type", "video/x-flv");
         let (coding, container) = match wish {
-            Wish::Head => {
-                self.answered += 1;
-                out.send(finish(self.head("200 OK") + flv, !keeps_alive));
-                if !keeps_alive {
-                    self.close(out);
-                }
-                return;
-            }
+            Wish::Head => return self.answered(flv().head(!keeps_alive), !keeps_alive, out),
             Wish::Body { chunked: true } => {
-                out.send(finish(self.head("200 OK") + flv + "Transfer-Encoding: chunked\r\n", true));
+                out.send(flv().field("Transfer-Encoding", "chunked").head(true));
                 (Coding::Chunked, Container::FlvChunked)
             }
             Wish::Body { chunked: false } => {
-                out.send(finish(self.head("200 OK") + flv, true));
+                out.send(flv().head(true));
                 (Coding::Plain, Container::Flv)
             }
             Wish::WebSocket { accept } => {
-                let head = self.head("101 Switching Protocols");
-                out.send(format!(
-                    "{head}Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
-                ));
+                let answer = Answer::new("101 Switching Protocols", &self.allow_origin).field("Upgrade", "websocket");
+                out.send(answer.field("Sec-WebSocket-Accept", &accept).upgrade());
                 (Coding::WebSocket, Container::FlvWebSocket)
             }
         };
@@ -243,81 +238,22 @@ impl HttpFlvSession {
             State::Watching(Coding::Chunked) => out.send(&b"0\r\n\r\n"[..]),
             State::Watching(Coding::WebSocket) => out.send(websocket::close(1001, reason)),
             State::Waiting { wish, .. } => {
-                let head_only = matches!(wish, Wish::Head);
-                let answer = Answer { head_only, close: true, ..Answer::default() };
-                self.answer("503 Service Unavailable", "the gateway is stopping", answer, out);
+                let answer = Answer::new("503 Service Unavailable", &self.allow_origin);
+                let text = answer.text("the gateway is stopping", matches!(wish, Wish::Head), true);
+                self.answered(text, true, out);
             }
             _ => {}
         }
     }
 
-    fn answer(&mut self, status: &str, text: &str, answer: Answer, out: &mut Outbox) {
-        let mut head = self.head(status);
-        if answer.preflight {
-            head.push_str("Access-Control-Allow-Methods: GET, HEAD, OPTIONS\r\n");
-            head.push_str("Access-Control-Allow-Headers: *\r\nAccess-Control-Max-Age: 86400\r\n");
-        } else {
-            head.push_str("Content-Type: text/plain; charset=utf-8\r\n");
-            let len = text.len() + 1;
-            // Writing to a string does not fail.
-            let _infallible = write!(head, "Content-Length: {len}\r\n");
-        }
-        if answer.allow {
-            head.push_str("Allow: GET, HEAD, OPTIONS\r\n");
-        }
-        if answer.version {
-            head.push_str("Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n");
-        }
-        let mut bytes = finish(head, answer.close);
-        if !answer.head_only && !answer.preflight {
-            bytes.push_str(text);
-            bytes.push('\n');
-        }
+    /// Sends a whole answer.
+    fn answered(&mut self, bytes: String, close: bool, out: &mut Outbox) {
         out.send(bytes);
         self.answered += 1;
-        if answer.close {
-            self.close(out);
-        }
-    }
-
-    fn close(&mut self, out: &mut Outbox) {
-        if !matches!(self.state, State::Closed) {
+        if close && !matches!(self.state, State::Closed) {
             self.state = State::Closed;
             out.close("answered");
         }
-    }
-
-    fn head(&self, status: &str) -> String {
-        format!(
-            "HTTP/1.1 {status}\r\nServer: sluicegate\r\nCache-Control: no-store\r\nAccess-Control-Allow-Origin: {}\r\n",
-            self.allow_origin
-        )
-    }
-}
-
-fn finish(mut head: String, close: bool) -> String {
-    head.push_str(if close { "Connection: close\r\n\r\n" } else { "Connection: keep-alive\r\n\r\n" });
-    head
-}
-
-/// How an answer differs from the plain one.
-#[derive(Debug, Clone, Copy, Default)]
-struct Answer {
-    head_only: bool,
-    close: bool,
-    allow: bool,
-    preflight: bool,
-    /// The version of WebSocket that would be taken.
-    version: bool,
-}
-
-fn status_of(refusal: &Refusal) -> &'static str {
-    match refusal {
-        Refusal::Unauthorized => "401 Unauthorized",
-        Refusal::Forbidden(_) => "403 Forbidden",
-        Refusal::NotFound(_) => "404 Not Found",
-        Refusal::Invalid(_) => "400 Bad Request",
-        Refusal::Limit(_) | Refusal::Unavailable(_) => "503 Service Unavailable",
     }
 }
 
@@ -415,6 +351,16 @@ mod tests {
         let (sent, others) = talk(&"GET / HTTP/1.1\r\nHost: h\r\n\r\n".repeat(500), &yes());
         assert_eq!(sent.matches("404").count() as u64, ANSWERS_MAX);
         assert_eq!(others, ["close answered"]);
+    }
+
+    #[test]
+    fn another_protocols_request_on_a_kept_connection_is_sent_to_one_of_its_own() {
+        let playlist = "GET /live/x/index.m3u8?key=k HTTP/1.1\r\nHost: h\r\n\r\n";
+        let (sent, others) = talk(&format!("GET / HTTP/1.1\r\nHost: h\r\n\r\n{playlist}"), &yes());
+        assert!(sent.contains("HTTP/1.1 307 ") && sent.contains("Location: /live/x/index.m3u8?key=k\r\n"), "{sent}");
+        assert_eq!(others, ["close answered"]);
+        // The first request is answered here: nobody else on this port wants it.
+        assert!(talk(playlist, &yes()).0.starts_with("HTTP/1.1 404 "));
     }
 
     const OPEN: &str = "GET /live/x.flv HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use sha1::{Digest, Sha1};
 
-use super::frame::{Method, Request};
+use crate::http::{Method, Request};
 
 /// Bytes a viewer's message may have: it has nothing to tell, but some players send a word or two.
 pub const PAYLOAD_MAX: usize = 4 * 1024;

@@ -100,7 +100,9 @@ impl Session for Talk {
                 }
                 Ok(())
             }
-            Input::Exchange(_) | Input::Media(_) => Err(Fault::recoverable("raw has no exchange and no media").ours()),
+            Input::Exchange(_) | Input::Media(_) | Input::Piece { .. } => {
+                Err(Fault::recoverable("raw has no exchange and no media").ours())
+            }
         }
     }
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use protocols::exchange::{Attached, Event as ExchangeEvent, Request};
+use protocols::hls::{Body, Content};
 use protocols::media::{Codec, Kind, Track, Tracks, Unit};
 use protocols::{
     Capture, Endpoint, Fault, Identity, Input, Limits, MediaEvent, Outbox, Output, Peer, Protocol, Session, Ticket,
@@ -227,6 +228,10 @@ impl Host {
                 answers.push_back(Input::Media(MediaEvent::Opened { ticket, outcome: Ok([30_000, 30_001]) }));
             }
             Output::Watch { .. } => answers.push_back(Input::Media(MediaEvent::Joined { dts_90k: 90_000 })),
+            Output::Fetch { ticket, .. } => {
+                let chunks = vec![Bytes::from_static(b"a body in "), Bytes::from_static(b"two chunks")];
+                answers.push_back(Input::Piece { ticket, outcome: Ok(Body { content: Content::Media, chunks }) });
+            }
             Output::Close { ref reason } => self.closed = Some(reason.to_string()),
             _ => {}
         }

@@ -129,7 +129,7 @@ function showHead(gateway, things, store) {
 const port = (adapter) => adapter.address?.slice(adapter.address.lastIndexOf(":") + 1) ?? adapter.wire;
 
 function showPicture(gateway, things, streams, upstreams, store) {
-  const media = (adapter) => adapter.protocols.some((p) => p === "rtmp" || p === "http-flv");
+  const media = (adapter) => adapter.protocols.some((p) => p === "rtmp" || p === "http-flv" || p === "hls");
   const devices = things.filter((thing) => !thing.stream);
   const live = streams.filter((stream) => stream.live);
   const viewers = sum(streams.map((stream) => stream.viewers));

@@ -31,12 +31,13 @@ function newCard(grid, stream, gateway) {
   const dot = make("span", { class: "dot", role: "img" });
   const end = make("span", { class: "end" });
   const numbers = Object.fromEntries(["picture", "fps", "bit rate", "sound", "viewers", "sent"].map((name) => [name, make("dd", {}, "–")]));
-  const address = url(stream.name, gateway);
+  const address = url("http-flv", `${stream.name}.flv`, gateway);
+  const playlist = url("hls", `${stream.name}/index.m3u8`, gateway);
   const root = make("article", { class: "card", "aria-label": stream.name, "data-stream": stream.name },
     make("div", { class: "head" }, dot, make("h3", {}, stream.name), end),
     make("div", { class: "frame" }, video, over),
     make("dl", { class: "nums" }, ...Object.entries(numbers).map(([name, value]) => make("div", {}, make("dt", {}, name), value))),
-    address ? make("p", { class: "sub" }, make("code", {}, address)) : null);
+    ...[address, playlist].filter(Boolean).map((where) => make("p", { class: "sub" }, make("code", {}, where))));
   const card = { name: stream.name, root, video, over, dot, end, numbers, address, player: null, wanted: cards.size < PLAY_MAX, retry: null };
   video.addEventListener("playing", () => { over.hidden = true; });
   cards.set(stream.name, card);
@@ -44,11 +45,11 @@ function newCard(grid, stream, gateway) {
   return card;
 }
 
-function url(name, gateway) {
-  const adapter = gateway.adapters.find((a) => a.address && a.protocols.includes("http-flv"));
+function url(protocol, path, gateway) {
+  const adapter = gateway.adapters.find((a) => a.address && a.protocols.includes(protocol));
   if (!adapter) return null;
   const port = adapter.address.slice(adapter.address.lastIndexOf(":") + 1);
-  return `http://${location.hostname}:${port}/${name}.flv`;
+  return `http://${location.hostname}:${port}/${path}`;
 }
 
 function show(card, stream) {

@@ -288,7 +288,9 @@ impl Session for MqttSession {
                 self.state = State::Over;
                 Ok(())
             }
-            Input::Datagram(_) | Input::Media(_) => Err(Fault::fatal("MQTT runs on a stream").ours()),
+            Input::Datagram(_) | Input::Media(_) | Input::Piece { .. } => {
+                Err(Fault::fatal("MQTT runs on a stream").ours())
+            }
         }
     }
 

@@ -86,9 +86,12 @@ impl Session for RtmpSession {
                 self.farewell(reason, out);
                 Ok(())
             }
-            Input::Datagram(_) | Input::Settled { .. } | Input::Exchange(_) | Input::Command(_) | Input::Media(_) => {
-                Ok(())
-            }
+            Input::Datagram(_)
+            | Input::Settled { .. }
+            | Input::Exchange(_)
+            | Input::Command(_)
+            | Input::Media(_)
+            | Input::Piece { .. } => Ok(()),
         }
     }
 

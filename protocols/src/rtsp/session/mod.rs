@@ -104,7 +104,11 @@ impl Session for RtspSession {
             Input::Admission { ticket, outcome } => self.admission(ticket, outcome.map(drop), out),
             Input::Media(event) => self.media(now, event, out),
             Input::Ended { .. } => self.farewell(out),
-            Input::Datagram(_) | Input::Settled { .. } | Input::Exchange(_) | Input::Command(_) => {}
+            Input::Datagram(_)
+            | Input::Settled { .. }
+            | Input::Exchange(_)
+            | Input::Command(_)
+            | Input::Piece { .. } => {}
         }
         Ok(())
     }
