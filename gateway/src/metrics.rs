@@ -121,6 +121,7 @@ figures! {
     StreamBytesOut "stream_bytes_out_total" SampledCounter ["stream"] "Bytes of media sent to viewers";
     StreamFrames "stream_frames_total" SampledCounter ["stream"] "Video frames the source sent";
     StreamSkips "stream_skips_total" SampledCounter ["stream"] "Jumps of viewers that had fallen behind";
+    StreamAudioLeftOut "stream_audio_left_out_total" SampledCounter ["stream"] "Audio packets browsers could not play that were left out";
     StreamFaults "stream_faults_total" SampledCounter ["stream"] "Broken messages of the source, and tracks that are not carried";
     StreamTimesFixed "stream_times_fixed_total" SampledCounter ["stream"] "Timestamps of the source that were corrected";
     WebrtcSessions "webrtc_sessions" Gauge ["role"] "WebRTC sessions, by what the peer does: watch (WHEP), publish (WHIP)";

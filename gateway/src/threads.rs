@@ -35,6 +35,14 @@ impl Tasks {
         self.tracker.spawn(task.instrument(tracing::debug_span!(parent: None, "task", name)))
     }
 
+    /// The same for one who stands on another runtime: a stream thread.
+    pub fn spawn_on<F>(&self, runtime: &tokio::runtime::Handle, name: &'static str, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.tracker.spawn_on(task.instrument(tracing::debug_span!(parent: None, "task", name)), runtime);
+    }
+
     /// Runs blocking work off the runtime's workers.
     #[allow(clippy::disallowed_methods, reason = "the one place that spawns")]
     pub async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {

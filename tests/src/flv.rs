@@ -18,11 +18,14 @@ pub struct Flv {
     /// The first two bytes of each video tag's body: how the codec is said.
     pub heads: Vec<[u8; 2]>,
     pub units: Vec<Unit>,
+    /// Of the file header: 1 for video, 4 for audio.
+    pub flags: u8,
 }
 
 impl Flv {
     /// Takes file bytes apart; a tag cut off at the end is left out.
     pub fn parse(bytes: &[u8]) -> Self {
+        let flags = bytes.get(4).copied().filter(|_| bytes.starts_with(b"FLV")).unwrap_or(0);
         let (mut file, mut demux) = (BytesMut::from(bytes), Demux::default());
         let (mut heads, mut units) = (Vec::new(), Vec::new());
         while let Some(tag) = take_tag(&mut file).expect("FLV") {
@@ -31,7 +34,7 @@ impl Flv {
             }
             units.extend(demux.unit(tag.tag, tag.dts_ms, tag.body).expect("a unit"));
         }
-        Self { heads, units }
+        Self { heads, units, flags }
     }
 
     pub fn read(file: &Path) -> Self {
@@ -140,6 +143,12 @@ fn connect(port: u16) -> TcpStream {
 
 /// Pushes the first seconds of the units at their own pace, as a camera would.
 pub fn push_rtmp(port: u16, name: &str, units: &[Unit], container: Container) {
+    let first = units.iter().take_while(|unit| unit.dts_90k < 5 * 90_000).cloned().collect::<Vec<_>>();
+    push_rtmp_all(port, name, &first, container);
+}
+
+/// Pushes the units at their own pace.
+pub fn push_rtmp_all(port: u16, name: &str, units: &[Unit], container: Container) {
     let target = Target::parse(&format!("rtmp://127.0.0.1:{port}/live/{name}")).expect("a target");
     let mut publisher = Publisher::new(target, &[7; 32]);
     let (mut socket, mut unread) = (connect(port), BytesMut::new());
@@ -153,7 +162,7 @@ pub fn push_rtmp(port: u16, name: &str, units: &[Unit], container: Container) {
     }
     let mut out = BytesMut::from(&publisher.take()[..]);
     let (mut mux, began) = (mux(container), Instant::now());
-    for unit in units.iter().take_while(|unit| unit.dts_90k < 5 * 90_000) {
+    for unit in units {
         mux.unit(unit, &mut out);
         let due = Duration::from_micros(u64::try_from(unit.dts_90k.max(0)).expect("a time") * 100 / 9);
         std::thread::sleep(due.saturating_sub(began.elapsed()));

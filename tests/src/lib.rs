@@ -27,7 +27,7 @@ mod upstream;
 pub use browser::Browser;
 pub use certificates::{Authority, Certificate};
 pub use device::{Counter, Language};
-pub use flv::{Flv, WebSocket, push_rtmp};
+pub use flv::{Flv, WebSocket, push_rtmp, push_rtmp_all};
 pub use gateway::{Gateway, Options};
 pub use peer::{Child, newer_ffmpeg, python, run, run_ok, shell};
 pub use ports::free_port;

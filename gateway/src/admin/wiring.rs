@@ -297,6 +297,7 @@ fn stream_figures(info: &StreamInfo) -> Vec<Sample> {
         one(Figure::StreamBytesOut, info.counters.bytes_out as f64),
         one(Figure::StreamFrames, info.counters.video_frames as f64),
         one(Figure::StreamSkips, info.counters.skips as f64),
+        one(Figure::StreamAudioLeftOut, info.counters.audio_left_out as f64),
         one(Figure::StreamFaults, info.counters.faults as f64),
         one(Figure::StreamTimesFixed, info.counters.times_fixed as f64),
     ]

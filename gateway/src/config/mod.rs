@@ -186,6 +186,32 @@ pub struct Stream {
     pub takeover: bool,
     /// What all relays together may take, kbit/s; 0: no limit.
     pub relays_kbps_max: u64,
+    /// What becomes of audio that browsers cannot play.
+    pub unplayable_audio: UnplayableAudio,
+    /// Streams with a choice of their own; the first that fits holds.
+    pub audio_rules: Vec<AudioRule>,
+}
+
+/// What becomes of audio that browsers cannot play.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnplayableAudio {
+    /// It goes out as it came.
+    Pass,
+    /// G.711, AC-3 and FLAC are left out.
+    Drop,
+    /// G.711 becomes AAC, 32 kbit/s; the rest passes.
+    #[default]
+    Aac,
+}
+
+/// A choice for some streams.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AudioRule {
+    /// Stream name, or `live/*`.
+    pub stream: String,
+    pub unplayable_audio: UnplayableAudio,
 }
 
 /// WebRTC: WHEP out and WHIP in, on the console's port; its media on a port of its own.
@@ -449,6 +475,8 @@ impl Default for Stream {
             grace_seconds: 15,
             takeover: true,
             relays_kbps_max: 0,
+            unplayable_audio: UnplayableAudio::default(),
+            audio_rules: Vec::new(),
         }
     }
 }

@@ -24,6 +24,7 @@ use super::camera::Camera;
 use super::fanout::{Pick, Tally};
 use super::info::ThreadInfo;
 use super::socket::Socket;
+use super::sound::{self, Treatment};
 use super::source::{Generation, Source};
 use super::viewer::{Account, Viewer};
 use super::window::Window;
@@ -148,7 +149,8 @@ impl Hub {
 
     fn open(self: &Rc<Self>, name: &StreamName) -> SharedSource {
         let camera = Camera::new(name.to_string(), self.reports.clone());
-        let source = Source::new(name.clone(), self.rules.keep, camera, Instant::now());
+        let treatment = Treatment::new(self.rules.unplayable_audio(name));
+        let source = Source::new(name.clone(), self.rules.keep, treatment, camera, Instant::now());
         let source = Rc::new(RefCell::new(source));
         self.sources.borrow_mut().push(source.clone());
         self.wake.notify_one();
@@ -169,9 +171,28 @@ impl Hub {
     }
 
     /// Takes a publisher's unit.
-    pub(super) fn push(&self, source: &SharedSource, unit: Unit) {
+    pub(super) fn push(self: &Rc<Self>, source: &SharedSource, unit: Unit) {
         self.bytes_in.set(self.bytes_in.get() + unit.data.len() as u64);
+        if source.borrow().treatment.wants_lane(&unit) {
+            sound::open_lane(self, source);
+        }
         let news = source.borrow_mut().push(unit, &self.rules.patience, self.phases.get());
+        self.note(source, news);
+    }
+
+    /// Takes a unit made of what the publisher sent.
+    pub(super) fn put(&self, source: &SharedSource, unit: Unit) {
+        let news = source.borrow_mut().put(unit, &self.rules.patience, self.phases.get());
+        self.note(source, news);
+    }
+
+    /// Runs work that is none of a stream thread's on the control plane; `false` where there is none.
+    pub(super) fn delegate(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) -> bool {
+        let control = self.shared.control.as_ref();
+        control.map(|runtime| self.shared.tasks.spawn_on(runtime, name, task)).is_some()
+    }
+
+    fn note(&self, source: &SharedSource, news: bool) {
         if news {
             self.dirty.borrow_mut().push(source.clone());
             self.wake.notify_one();

@@ -57,6 +57,8 @@ pub struct AudioInfo {
 pub struct StreamCounters {
     pub video_frames: u64,
     pub audio_frames: u64,
+    /// Audio packets that browsers could not play and that were left out: by choice, or because the transcoder was busy.
+    pub audio_left_out: u64,
     /// Media bytes from publishers.
     pub bytes_in: u64,
     /// Bytes to viewers.

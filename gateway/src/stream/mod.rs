@@ -1,10 +1,10 @@
 //! The streaming core: publishers and viewers of live streams, on threads of their own.
 //!
 //! Each stream lives on one pinned thread, from its first publisher until its last grace time: ingest (`ingest.rs`),
-//! what is kept (`recent.rs`, `log.rs`, `gop.rs`), viewers (`cursor.rs`, `viewer.rs`, `fanout.rs`, `audience.rs`)
-//! and the camera as a thing (`camera.rs`). Tasks of the control plane take units out by a `tap.rs` and put
-//! them in by a `feed.rs`. The threads share nothing but the directory in here, which says which stream
-//! is where. A connection arrives as a [`Handover`] when its protocol has said what it wants.
+//! what is kept (`recent.rs`, `log.rs`, `gop.rs`), viewers (`cursor.rs`, `viewer.rs`, `fanout.rs`, `audience.rs`),
+//! audio that has to become another (`sound.rs`, `transcode.rs`) and the camera as a thing (`camera.rs`). Tasks of the
+//! control plane take units out by a `tap.rs` and put them in by a `feed.rs`. The threads share nothing but the directory in
+//! here, which says which stream is where. A connection arrives as a [`Handover`] when its protocol has said what it wants.
 //!
 //! Must not be in here: protocols, admission, listeners.
 
@@ -22,9 +22,11 @@ mod log;
 mod recent;
 mod socket;
 mod sockets;
+mod sound;
 mod source;
 mod tap;
 mod timeline;
+mod transcode;
 mod viewer;
 mod window;
 
@@ -40,6 +42,7 @@ use bytes::BytesMut;
 use device_models::Report;
 use protocols::media::{Container, StreamName};
 use protocols::{Limits, Outbox, Output, Peer, Refusal, Session};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, warn};
 
@@ -94,7 +97,7 @@ impl StreamCore {
     pub fn start(config: &config::Stream, reports: mpsc::Sender<Report>, tasks: &Tasks) -> Result<Self, StreamError> {
         let cpus = threads::cpus();
         let count = if config.threads == 0 { cpus.len().saturating_sub(1).max(1) } else { config.threads };
-        let shared = Arc::new(Shared::new(Rules::new(config), count));
+        let shared = Arc::new(Shared::new(Rules::new(config), count, tasks));
         let (mut seats, mut joins) = (Vec::new(), Vec::new());
         for index in 0..count {
             let name = format!("sg-stream-{index}");
@@ -331,6 +334,8 @@ struct Rules {
     takeover: bool,
     sources_max: usize,
     viewers_max: usize,
+    unplayable_audio: config::UnplayableAudio,
+    audio_choices: Arc<[config::AudioRule]>,
 }
 
 impl Rules {
@@ -346,7 +351,14 @@ impl Rules {
             takeover: config.takeover,
             sources_max: config.sources_max,
             viewers_max: config.viewers_max,
+            unplayable_audio: config.unplayable_audio,
+            audio_choices: config.audio_rules.as_slice().into(),
         }
+    }
+
+    fn unplayable_audio(&self, stream: &StreamName) -> config::UnplayableAudio {
+        let rule = self.audio_choices.iter().find(|rule| crate::outlet::chosen(&rule.stream, stream.as_str()));
+        rule.map_or(self.unplayable_audio, |rule| rule.unplayable_audio)
     }
 }
 
@@ -378,6 +390,9 @@ struct RefusedCounts {
 
 struct Shared {
     rules: Rules,
+    tasks: Tasks,
+    /// The control plane's runtime, where the core was started on one.
+    control: Option<Handle>,
     directory: Mutex<HashMap<StreamName, Home>>,
     threads: Mutex<Vec<ThreadInfo>>,
     changes: watch::Sender<()>,
@@ -387,9 +402,11 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(rules: Rules, threads: usize) -> Self {
+    fn new(rules: Rules, threads: usize, tasks: &Tasks) -> Self {
         Self {
             rules,
+            tasks: tasks.clone(),
+            control: Handle::try_current().ok(),
             directory: Mutex::default(),
             threads: Mutex::new(vec![ThreadInfo::default(); threads]),
             changes: watch::channel(()).0,

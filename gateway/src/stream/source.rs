@@ -16,6 +16,7 @@ use super::gop::{Keep, Mark};
 use super::hub::Origin;
 use super::info::{AudioInfo, StreamCounters, StreamInfo, VideoInfo};
 use super::recent::Recent;
+use super::sound::{Treated, Treatment};
 use super::tap::{Spout, Tap, TapRules, Tapped};
 use super::timeline::Timeline;
 use super::viewer::{Closed, Viewer};
@@ -42,7 +43,9 @@ pub(super) struct Source {
     publisher: Option<Publisher>,
     /// Since when there is no publisher.
     gone_since: Option<Instant>,
+    began: Instant,
     timeline: Timeline,
+    pub(super) treatment: Treatment,
     /// What the present publisher sent, and the same as of the newest key frame: what one who joins there needs.
     tracks: Tracks,
     key_tracks: Tracks,
@@ -61,14 +64,16 @@ pub(super) struct Source {
 }
 
 impl Source {
-    pub(super) fn new(name: StreamName, keep: Keep, camera: Camera, now: Instant) -> Self {
+    pub(super) fn new(name: StreamName, keep: Keep, treatment: Treatment, camera: Camera, now: Instant) -> Self {
         Self {
             name,
             keep,
             generation: 0,
             publisher: None,
             gone_since: None,
+            began: now,
             timeline: Timeline::default(),
+            treatment,
             tracks: Tracks::default(),
             key_tracks: Tracks::default(),
             told: Tracks::default(),
@@ -99,10 +104,15 @@ impl Source {
         self.counters.publishers += 1;
         self.gone_since = None;
         self.timeline.restart();
+        self.treatment.restart();
         self.tracks = Tracks::default();
         self.recent.restart();
         self.keyless = true;
         self.taps.iter_mut().for_each(|tap| tap.say(Tapped::Published));
+        Generation(self.generation)
+    }
+
+    pub(super) fn generation(&self) -> Generation {
         Generation(self.generation)
     }
 
@@ -128,7 +138,7 @@ impl Source {
         }
     }
 
-    /// Takes one unit; `true` when viewers should be visited for it, in so many phases.
+    /// Takes a publisher's unit; `true` when viewers should be visited for it, in so many phases.
     pub(super) fn push(&mut self, mut unit: Unit, patience: &Patience, phases: usize) -> bool {
         self.counters.bytes_in += unit.data.len() as u64;
         self.figures.bytes(unit.data.len());
@@ -137,13 +147,26 @@ impl Source {
             self.counters.keyless_frames += 1;
             return false;
         }
+        let began = self.began;
+        self.timeline.place(&mut unit, || (began.elapsed().as_micros() as i64).saturating_mul(9) / 100);
+        match self.treatment.treat(unit) {
+            Treated::Passes(unit) | Treated::Becomes(Some(unit)) => self.put(unit, patience, phases),
+            Treated::Becomes(None) => false,
+            Treated::LeftOut => {
+                self.counters.audio_left_out += 1;
+                false
+            }
+        }
+    }
+
+    /// Takes a unit that is on the running time; `true` when viewers should be visited for it.
+    pub(super) fn put(&mut self, unit: Unit, patience: &Patience, phases: usize) -> bool {
         self.tracks.note(&unit);
         let told = self.told.note(&unit);
         if unit.kind == Kind::Config && told == Change::None {
             self.counters.repeated_configs += 1;
             return false;
         }
-        self.timeline.place(&mut unit);
         let mark = match (unit.track, unit.kind) {
             (Track::Data, _) | (_, Kind::Config) => Mark::Config,
             (Track::Video, Kind::Key) => Mark::Key,

@@ -112,8 +112,9 @@ fn four_cc_id(codec: Codec) -> Option<f64> {
     flv::four_cc(codec).map(|four_cc| f64::from(u32::from_be_bytes(four_cc)))
 }
 
-/// Metadata that names H.265 in the other dialect is said anew in this one; everything else stays as it is.
-pub(crate) fn in_dialect(unit: &Unit, hevc: Hevc) -> Cow<'_, Unit> {
+/// Metadata as viewers get it: H.265 is named in their dialect, and what a source says of having audio or video is left
+/// out. The container's own flags tell what there is; players wait for ever for a track that was only announced.
+pub(crate) fn for_viewers(unit: &Unit, hevc: Hevc) -> Cow<'_, Unit> {
     const KEY: &str = "videocodecid";
     let other = hevc_id(if hevc == Hevc::Legacy { Hevc::Enhanced } else { Hevc::Legacy });
     let as_is = Cow::Borrowed(unit);
@@ -125,7 +126,9 @@ pub(crate) fn in_dialect(unit: &Unit, hevc: Hevc) -> Cow<'_, Unit> {
     else {
         return as_is;
     };
-    let mut changed = false;
+    let said = fields.len();
+    fields.retain(|(key, _)| !["hasAudio", "hasVideo"].contains(&key.as_str()));
+    let mut changed = fields.len() < said;
     for (_, value) in fields.iter_mut().filter(|(key, _)| key == KEY) {
         if value.as_number() == Some(other) {
             *value = Value::Number(hevc_id(hevc));

@@ -1,6 +1,6 @@
 //! What the camera languages share: access units, codecs, and the containers viewers ask for.
 //!
-//! Inside: one file a codec or container, all pure: `h264.rs`, `h265.rs`, `av1.rs`, `aac.rs`, `opus.rs` (what a decoder is
+//! Inside: one file a codec or container, all pure: `h264.rs`, `h265.rs`, `av1.rs`, `aac.rs`, `opus.rs`, `g711.rs` (what a decoder is
 //! told, and what we read off it), `amf0.rs` and `metadata.rs` (script data), `flv/` (tags to units), `mux/` (units to what
 //! viewers get), `fmp4/` (units to fragmented MP4), `read.rs` (bounded readers under all of them). Must not be in here:
 //! anything one protocol alone needs.
@@ -15,6 +15,7 @@ pub mod amf0;
 pub mod av1;
 pub mod flv;
 pub mod fmp4;
+pub mod g711;
 pub mod h264;
 pub mod h265;
 pub mod metadata;
@@ -194,7 +195,7 @@ impl Sound {
     pub fn of(codec: Codec, config: Option<&Unit>) -> Option<Self> {
         let config = config.filter(|config| config.codec == codec).map(|config| &config.data);
         match codec {
-            Codec::G711A | Codec::G711U => Some(Self { rate: 8_000, channels: 1 }),
+            Codec::G711A | Codec::G711U => Some(Self { rate: g711::RATE, channels: 1 }),
             Codec::Aac => {
                 let aac = aac::AudioSpecificConfig::parse(config?).ok()?;
                 Some(Self { rate: aac.rate, channels: aac.channels })

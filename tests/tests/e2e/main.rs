@@ -26,6 +26,7 @@ mod relays;
 mod rtsp;
 mod rules;
 mod service;
+mod sound;
 mod store;
 mod streams;
 mod style;

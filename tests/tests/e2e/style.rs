@@ -82,6 +82,7 @@ fn dependencies_have_one_owner() {
         ("hyper::", "gateway/src/http.rs"),
         ("str0m::", "gateway/src/webrtc/peers/"),
         ("dimpl::", "gateway/src/webrtc/peers/crypto/"),
+        ("syom::", "gateway/src/stream/transcode.rs"),
         ("prometheus_client::", "gateway/src/metrics.rs"),
     ];
     for path in sources() {

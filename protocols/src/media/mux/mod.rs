@@ -136,7 +136,7 @@ impl Mux for Flv {
         flv.put_slice(&flv::file_header(tracks.has_video(), tracks.has_audio()));
         // ffmpeg takes script data of any other time for a text track of its own.
         for unit in tracks.head(0, dts_90k) {
-            flv::write_tag(&metadata::in_dialect(&unit, self.hevc), self.hevc, &mut flv);
+            flv::write_tag(&metadata::for_viewers(&unit, self.hevc), self.hevc, &mut flv);
         }
         let mut out = BytesMut::with_capacity(flv.len() + 16);
         self.framing.open(flv.len(), &mut out);
@@ -147,7 +147,7 @@ impl Mux for Flv {
 
     fn unit(&mut self, unit: &Unit, out: &mut BytesMut) {
         if unit.data.len() <= Unit::LEN_MAX {
-            let unit = metadata::in_dialect(unit, self.hevc);
+            let unit = metadata::for_viewers(unit, self.hevc);
             self.framing.open(flv::tag_len(&unit, self.hevc), out);
             flv::write_tag(&unit, self.hevc, out);
             self.framing.close(out);
@@ -220,7 +220,7 @@ impl Mux for Rtmp {
 
 impl Rtmp {
     fn message(&self, unit: &Unit, out: &mut BytesMut) {
-        let unit = metadata::in_dialect(unit, self.hevc);
+        let unit = metadata::for_viewers(unit, self.hevc);
         let tag = TagType::from(unit.track);
         // Chunk streams as the common servers number them; 2 and 3 are control and commands.
         let chunk_stream = match tag {

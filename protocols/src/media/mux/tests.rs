@@ -136,15 +136,15 @@ fn both_dialects_of_h265_say_the_same() {
 #[test]
 fn metadata_names_the_codec_in_the_viewers_dialect() {
     let enhanced = metadata::unit_of(&tracks(&hevc_units()));
-    let legacy = metadata::in_dialect(&enhanced, Hevc::Legacy);
+    let legacy = metadata::for_viewers(&enhanced, Hevc::Legacy);
     let id = |unit: &Unit| {
         let mut reader = crate::media::amf0::Reader::new(&unit.data);
         reader.value().unwrap();
         reader.value().unwrap().get("videocodecid").unwrap().as_number().unwrap()
     };
     assert_eq!((id(&enhanced), id(&legacy)), (f64::from(u32::from_be_bytes(*b"hvc1")), 12.0));
-    assert_eq!(*metadata::in_dialect(&legacy, Hevc::Enhanced), enhanced);
-    assert_eq!(*metadata::in_dialect(&enhanced, Hevc::Enhanced), enhanced);
+    assert_eq!(*metadata::for_viewers(&legacy, Hevc::Enhanced), enhanced);
+    assert_eq!(*metadata::for_viewers(&enhanced, Hevc::Enhanced), enhanced);
 }
 
 #[test]
