@@ -33,6 +33,12 @@ pub use session::{
 pub static PROTOCOLS: &[&dyn Protocol] =
     &[&mqtt::ROW, &rtmp::ROW, &rtsp::ROW, &hls::ROW, &http_flv::ROW, &coap::ROW, &raw::ROW];
 
+/// Whether arithmetic in this crate stops at an overflow, as it must in every build: a length that wrapped is worse than a
+/// connection that is lost.
+pub fn checks_overflow() -> bool {
+    std::panic::catch_unwind(|| std::hint::black_box(u8::MAX) + std::hint::black_box(1)).is_err()
+}
+
 /// The row with this name.
 pub fn protocol(name: &str) -> Option<&'static dyn Protocol> {
     PROTOCOLS.iter().copied().find(|row| row.name() == name)

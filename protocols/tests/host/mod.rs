@@ -313,6 +313,7 @@ fn fnv(bytes: &[u8]) -> u64 {
 }
 
 /// Random numbers that are the same in every run of a seed (xorshift64*).
+#[derive(Debug)]
 pub struct Random(u64);
 
 impl Random {
