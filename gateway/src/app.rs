@@ -16,6 +16,7 @@ use crate::credentials::Gatekeeper;
 use crate::devices::Devices;
 use crate::edge::Edge;
 use crate::hls::Hls;
+use crate::hooks::Hooks;
 use crate::intake::Intake;
 use crate::metrics::Metrics;
 use crate::outlet::{Means, Outlets, Voice};
@@ -85,8 +86,10 @@ impl App {
         tasks.spawn("cameras", cameras::run(intake.clone(), outlets.clone(), camera_reports));
         tasks.spawn("latest", save_latest(devices.clone(), tasks.clone()));
         let hls = Hls::new(&plan.config.hls, streams.clone(), tasks.clone(), metrics.clone());
-        let services = Services { tasks: tasks.clone(), bus, intake, broker, streams, hls, gatekeeper, metrics };
-        let certificates = plan.adapters.iter().filter_map(|adapter| adapter.tls.clone()).collect();
+        let hooks = Hooks::start(&plan.config.hooks, &streams, &tasks, &metrics)?;
+        let services = Services { tasks: tasks.clone(), bus, intake, broker, streams, hls, gatekeeper, hooks, metrics };
+        let listeners = plan.adapters.iter().filter_map(|adapter| adapter.tls.clone());
+        let certificates = listeners.chain(plan.admin_tls.clone()).collect();
         let (mut bound, mut views) = (Vec::new(), Vec::new());
         for adapter in plan.adapters {
             let name = adapter.info.name.to_string();
@@ -100,7 +103,7 @@ impl App {
         let webrtc = Webrtc::start(&plan.config.webrtc, &services).await?;
         let ups = upstreams.clone();
         let parts = admin::Parts::of(&plan.gateway_id, &services, views, ups, webrtc, &outlets, store_bytes_max);
-        let admin = admin::start(&plan.config.admin, parts, &tasks).await?;
+        let admin = admin::start(&plan.config.admin, plan.admin_tls, parts, &tasks).await?;
         info!(gateway = %plan.gateway_id, took = ?started.elapsed(), "started");
         Ok(Self { services, bound, admin, upstreams, certificates, tasks })
     }

@@ -100,6 +100,9 @@ pub struct Gatekeeper {
 }
 
 impl Gatekeeper {
+    /// Who comes in by a link of [`link`](Self::link).
+    pub const CONSOLE: &str = "console";
+
     pub fn new(credentials: Vec<Credential>, tasks: Tasks) -> Self {
         let credentials: Vec<_> = credentials.into_iter().map(Arc::new).collect();
         let by_digest = credentials.iter().filter_map(|c| match c.secret {
@@ -220,7 +223,7 @@ impl Gatekeeper {
             // By the clock that it was made with, right or wrong.
             let now_s = u64::try_from(clock::now_us() / 1_000_000).unwrap_or(0);
             match own.verify(kind, stream, signature, now_s) {
-                Ok(()) => return Ok(Identity { name: Arc::from("console"), reach: Reach::Only(Arc::from([])) }),
+                Ok(()) => return Ok(Identity { name: Arc::from(Self::CONSOLE), reach: Reach::Only(Arc::from([])) }),
                 Err(Wrong::Expired) => return Err(expired()),
                 Err(Wrong::Mac) => {}
             }

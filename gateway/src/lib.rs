@@ -2,6 +2,7 @@
 //! all the parts.
 
 pub mod admin;
+pub mod admission;
 pub mod app;
 pub mod broker;
 pub mod bus;
@@ -14,6 +15,7 @@ pub mod demo;
 pub mod devices;
 pub mod edge;
 pub mod hls;
+pub mod hooks;
 pub mod http;
 pub mod intake;
 pub mod metrics;

@@ -82,6 +82,7 @@ figures! {
     Connections "connections" Gauge ["adapter"] "Peers connected now";
     PacketsLost "packets_lost_total" Counter ["adapter"] "UDP packets of streams that found the kernel's buffers full";
     ConnectionsRefused "connections_refused_total" Counter ["adapter", "reason"] "Connections turned away, by reason";
+    Hooks "hooks_total" Counter ["event", "result"] "Hooks asked and told, by what came back: allowed, denied, unreachable, dropped (the queue was full)";
     TlsReloads "tls_reloads_total" Counter ["result"] "Changed certificates of listeners that were read again: ok, or failed (the one before stays)";
     BytesIn "bytes_in_total" Counter ["adapter"] "Bytes received from peers";
     BytesOut "bytes_out_total" Counter ["adapter"] "Bytes sent to peers";

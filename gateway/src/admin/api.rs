@@ -13,9 +13,9 @@ use device_models::{Order, Value};
 use serde::Deserialize;
 use serde_json::{Value as Json_, json};
 
-use super::Console;
 use super::parts::ThingView;
 use super::problem::Problem;
+use super::{Console, streams};
 use crate::metrics;
 
 /// Bytes of a request's body.
@@ -36,20 +36,21 @@ pub(super) struct Route {
 /// Every path but the page's own files.
 pub(super) fn routes() -> Vec<Route> {
     let route = |method, path, handler| Route { method, path, handler };
-    vec![
+    let mut all = vec![
         route("get", "/api/v1/gateway", get(gateway)),
         route("get", "/api/v1/things", get(things)),
         route("get", "/api/v1/things/{id}", get(thing)),
         route("post", "/api/v1/things/{id}/properties", post(write)),
         route("post", "/api/v1/things/{id}/actions/{name}", post(invoke)),
-        route("get", "/api/v1/streams", get(streams)),
         route("get", "/api/v1/upstreams", get(upstreams)),
         route("get", "/api/v1/store", get(store)),
         route("get", "/api/v1/live", get(live)),
         route("get", "/metrics", get(figures)),
         route("get", "/healthz", get(health)),
         route("get", "/readyz", get(ready)),
-    ]
+    ];
+    all.extend(streams::routes());
+    all
 }
 
 /// Paths that say nothing about the box and need no token.
@@ -78,10 +79,6 @@ async fn things(State(console): State<Console>) -> Json<Vec<ThingView>> {
 
 async fn thing(State(console): State<Console>, Path(id): Path<String>) -> Result<Json<ThingView>, Problem> {
     find(&console, &id).map(Json)
-}
-
-async fn streams(State(console): State<Console>) -> Response {
-    Json((console.parts.streams)()).into_response()
 }
 
 async fn upstreams(State(console): State<Console>) -> Response {

@@ -1,7 +1,8 @@
 //! The console: status page, API, live feed, metrics, health; the one owner of axum.
 //!
-//! `parts.rs` what it is given; `guard.rs` who may; `door.rs` connections and their deadlines; `api.rs` the routes;
-//! `webrtc.rs` WHEP and WHIP; `live.rs` the live feed; `page.rs` the page's files; `wiring.rs` the views read off the gateway's parts. Must not be in here: anything that decides for the gateway.
+//! `parts.rs` what it is given; `guard.rs` who may; `door.rs` connections and their deadlines; `api.rs` the routes,
+//! `streams.rs` those of streams; `webrtc.rs` WHEP and WHIP; `live.rs` the live feed; `page.rs` the page's files;
+//! `wiring.rs` the views read off the gateway's parts. Must not be in here: anything that decides for the gateway.
 
 mod api;
 mod door;
@@ -10,6 +11,7 @@ mod live;
 mod page;
 pub mod parts;
 mod problem;
+mod streams;
 mod webrtc;
 mod wiring;
 
@@ -35,6 +37,7 @@ use self::problem::Problem;
 use crate::config;
 use crate::metrics::Figure;
 use crate::threads::Tasks;
+use crate::tls::ServerTls;
 
 /// Why the console cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +62,14 @@ struct Console {
 }
 
 /// Starts the console where `config.listen` says; `None` when it says nowhere. It ends with `tasks`.
-pub async fn start(config: &config::Admin, parts: Parts, tasks: &Tasks) -> Result<Option<SocketAddr>, AdminError> {
+///
+/// With a certificate it speaks https alone.
+pub async fn start(
+    config: &config::Admin,
+    tls: Option<ServerTls>,
+    parts: Parts,
+    tasks: &Tasks,
+) -> Result<Option<SocketAddr>, AdminError> {
     if config.listen.is_empty() {
         return Ok(None);
     }
@@ -67,6 +77,7 @@ pub async fn start(config: &config::Admin, parts: Parts, tasks: &Tasks) -> Resul
     let bind = |source| AdminError::Bind { listen: config.listen.clone(), source };
     let listener = TcpListener::bind(&config.listen).await.map_err(bind)?;
     let address = listener.local_addr().map_err(bind)?;
+    let secure = tls.map(|tls| door::Secure { tls, tasks: tasks.clone(), metrics: parts.metrics.clone() });
     let router = router(Console {
         feed: Feed::new(parts.metrics.clone(), tasks.clone()),
         parts: Arc::new(parts),
@@ -77,7 +88,7 @@ pub async fn start(config: &config::Admin, parts: Parts, tasks: &Tasks) -> Resul
     });
     let stopping = tasks.clone();
     let service = router.into_make_service_with_connect_info::<door::From>();
-    let serve = axum::serve(door::Door::new(listener), service)
+    let serve = axum::serve(door::Door::new(listener, secure), service)
         .with_graceful_shutdown(async move { stopping.stopping().await });
     tasks.spawn("console", async move {
         if let Err(error) = serve.await {

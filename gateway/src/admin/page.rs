@@ -59,8 +59,8 @@ pub(super) fn content_policy(request: &HeaderMap) -> HeaderValue {
     let plain = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | ':'));
     let media = match (plain, name.contains(':')) {
         (false, _) => String::new(),
-        (true, false) => format!(" http://{name}:* ws://{name}:*"),
-        (true, true) => format!(" http://[{name}]:* ws://[{name}]:*"),
+        (true, false) => format!(" http://{name}:* ws://{name}:* https://{name}:* wss://{name}:*"),
+        (true, true) => format!(" http://[{name}]:* ws://[{name}]:* https://[{name}]:* wss://[{name}]:*"),
     };
     let policy = format!(
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'{media}; \
@@ -80,7 +80,11 @@ mod tests {
             headers.insert(header::HOST, HeaderValue::from_static(host));
             content_policy(&headers).to_str().unwrap().to_owned()
         };
-        assert!(policy("127.0.0.1:8080").contains("connect-src 'self' http://127.0.0.1:* ws://127.0.0.1:*;"));
+        assert!(
+            policy("127.0.0.1:8080").contains(
+                "connect-src 'self' http://127.0.0.1:* ws://127.0.0.1:* https://127.0.0.1:* wss://127.0.0.1:*;"
+            )
+        );
         assert!(policy("[::1]:8080").contains("http://[::1]:*"));
         assert!(policy("x; script-src *").contains("connect-src 'self';"));
     }

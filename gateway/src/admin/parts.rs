@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use device_models::{Message, Order, Outcome};
+use protocols::media::StreamName;
 use serde::Serialize;
 use tokio::sync::broadcast;
 
 use crate::metrics::Metrics;
+use crate::stream::ViewerInfo;
 use crate::webrtc::Webrtc;
 
 /// Reads a view; must be quick and must not block.
@@ -22,6 +24,23 @@ pub type Find = Box<dyn Fn(&str) -> Option<ThingView> + Send + Sync>;
 pub type SendOrder =
     Box<dyn Fn(String, String, Order, Duration) -> Pin<Box<dyn Future<Output = Outcome> + Send>> + Send + Sync>;
 
+/// What is ready later.
+pub type Later<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Makes the query of a link to a stream.
+pub type Link = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
+/// Who watches, and what can be done about it.
+pub struct Audience {
+    pub viewers: Box<dyn Fn(StreamName) -> Later<Vec<ViewerInfo>> + Send + Sync>,
+    /// Ends a stream; whether there was one.
+    pub close: Box<dyn Fn(StreamName) -> Later<bool> + Send + Sync>,
+    /// Closes one viewer by its number; whether there was one.
+    pub close_viewer: Box<dyn Fn(StreamName, u64) -> Later<bool> + Send + Sync>,
+    /// The query of an address that lets a player in for some minutes.
+    pub link: Link,
+}
+
 /// Everything the console shows and can do.
 pub struct Parts {
     pub gateway: Arc<str>,
@@ -30,6 +49,7 @@ pub struct Parts {
     pub things: Read<Vec<ThingView>>,
     pub thing: Find,
     pub streams: Read<Vec<StreamView>>,
+    pub audience: Audience,
     pub upstreams: Read<Vec<UpstreamView>>,
     pub store: Read<StoreView>,
     pub live: Read<broadcast::Receiver<Arc<Message>>>,
@@ -38,6 +58,12 @@ pub struct Parts {
     pub webrtc: Option<Webrtc>,
     /// An error says why the gateway cannot do its work now.
     pub ready: Read<Result<(), String>>,
+}
+
+impl fmt::Debug for Audience {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Audience")
+    }
 }
 
 impl fmt::Debug for Parts {

@@ -67,6 +67,12 @@ async fn start_console(token: Option<&str>) -> Running {
         things: Box::new(|| vec![thing("relay-1")]),
         thing: Box::new(|id| (id == "relay-1" || id == "live/gate-1").then(|| thing(id))),
         streams: Box::new(Vec::new),
+        audience: parts::Audience {
+            viewers: Box::new(|_| Box::pin(async { Vec::new() })),
+            close: Box::new(|_| Box::pin(async { false })),
+            close_viewer: Box::new(|_, _| Box::pin(async { false })),
+            link: Box::new(|_| None),
+        },
         upstreams: Box::new(Vec::new),
         store: Box::new(StoreView::default),
         live: Box::new(move || feed.subscribe()),
@@ -86,8 +92,8 @@ async fn start_console(token: Option<&str>) -> Running {
         std::fs::write(&file, format!("{token}\n")).unwrap();
         file
     });
-    let config = config::Admin { listen: "127.0.0.1:0".to_owned(), token_file };
-    let address = start(&config, parts, &tasks).await.unwrap().unwrap();
+    let config = config::Admin { listen: "127.0.0.1:0".to_owned(), token_file, ..config::Admin::default() };
+    let address = start(&config, None, parts, &tasks).await.unwrap().unwrap();
     Running { address, tasks, metrics, live, sent }
 }
 

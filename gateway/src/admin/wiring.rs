@@ -7,7 +7,7 @@ use device_models::Class;
 use device_models::model::{Kind, Model};
 
 use super::parts::{
-    ActionView, AdapterView, Parts, PropertyView, RelayView, StoreView, StreamView, ThingView, UpstreamView,
+    ActionView, AdapterView, Audience, Parts, PropertyView, RelayView, StoreView, StreamView, ThingView, UpstreamView,
 };
 use crate::bus::{Bus, Happening};
 use crate::devices::ThingState;
@@ -47,6 +47,7 @@ impl Parts {
                 one.by_id(id)?;
                 one.snapshot().iter().find(|state| *state.id == *id).map(thing_view)
             }),
+            audience: audience(services),
             streams: Box::new(move || streams.list().iter().map(|info| stream_view(info, &outlets)).collect()),
             upstreams: Box::new(move || upstreams.iter().map(|upstream| upstream_view(upstream.status())).collect()),
             store: Box::new(move || store_view(&bus, store_bytes_max)),
@@ -79,6 +80,26 @@ impl AdapterView {
             wire: wire.to_owned(),
             address: None,
         }
+    }
+}
+
+fn audience(services: &Services) -> Audience {
+    let [viewers, close, close_viewer] = [0; 3].map(|_| services.streams.clone());
+    let gatekeeper = Arc::clone(&services.gatekeeper);
+    Audience {
+        viewers: Box::new(move |stream| {
+            let streams = viewers.clone();
+            Box::pin(async move { streams.viewers(&stream).await })
+        }),
+        close: Box::new(move |stream| {
+            let streams = close.clone();
+            Box::pin(async move { streams.end(&stream).await })
+        }),
+        close_viewer: Box::new(move |stream, id| {
+            let streams = close_viewer.clone();
+            Box::pin(async move { streams.close_viewer(&stream, id).await })
+        }),
+        link: Box::new(move |stream| gatekeeper.link(stream)),
     }
 }
 

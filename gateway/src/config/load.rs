@@ -13,8 +13,8 @@ use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 use super::problem::{Place, Places, Problem, Problems};
 use super::{
-    Adapter, Admin, Alarm, Broker, Config, Credential, Device, Gateway, Hls, Relay, Rule, Store, Stream, Upstream,
-    Webrtc,
+    Adapter, Admin, Alarm, Broker, Config, Credential, Device, Gateway, Hls, Hooks, Relay, Rule, Store, Stream,
+    Upstream, Webrtc,
 };
 
 /// Bytes of one file: a configuration is not data.
@@ -24,7 +24,7 @@ const TABLE_ERRORS_MAX: usize = 64;
 /// Files in `conf.d`.
 const FILES_MAX: usize = 256;
 
-const TABLES: &[&str] = &["gateway", "store", "admin", "broker", "stream", "webrtc", "hls"];
+const TABLES: &[&str] = &["gateway", "store", "admin", "broker", "stream", "webrtc", "hls", "hooks"];
 const LISTS: &[&str] = &["adapter", "device", "credential", "upstream", "relay", "rule", "alarm"];
 
 /// A configuration and where each of its keys stands.
@@ -162,6 +162,7 @@ impl Reader {
             "stream" => errors::<Stream>(value),
             "webrtc" => errors::<Webrtc>(value),
             "hls" => errors::<Hls>(value),
+            "hooks" => errors::<Hooks>(value),
             "adapter" => errors::<Adapter>(value),
             "device" => errors::<Device>(value),
             "credential" => errors::<Credential>(value),

@@ -3,6 +3,7 @@
 //! `load.rs` reads the files and the environment and finds every error with its place; `example.rs` prints the
 //! commented example that `sluicegate check --example` shows. Must not be in here: anything that opens a socket.
 
+mod access;
 pub mod example;
 pub mod load;
 mod outlet;
@@ -29,6 +30,7 @@ pub struct Config {
     pub stream: Stream,
     pub webrtc: Webrtc,
     pub hls: Hls,
+    pub hooks: Hooks,
     #[serde(rename = "adapter")]
     pub adapters: Vec<Adapter>,
     #[serde(rename = "device")]
@@ -124,6 +126,9 @@ pub struct Admin {
     pub listen: String,
     /// File with the API token (one line). Without one the API answers on loopback only.
     pub token_file: Option<PathBuf>,
+    /// Certificate chain and key, PEM: the console and API speak https then.
+    pub cert_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
 }
 
 /// Limits of the MQTT door.
@@ -247,6 +252,49 @@ pub struct Hls {
     pub idle_seconds: u64,
     /// Requests that may wait for a playlist or part that is still to come.
     pub waiting_max: usize,
+}
+
+/// A service that is asked about publishers and viewers, and told of them.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hooks {
+    /// URLs, `http://…` or `https://…`; absent: nobody is asked or told.
+    pub on_publish: Option<String>,
+    pub on_publish_done: Option<String>,
+    pub on_play: Option<String>,
+    pub on_play_done: Option<String>,
+    pub on_record: Option<String>,
+    pub on_idle_timeout: Option<String>,
+    pub on_receive_timeout: Option<String>,
+    /// Time one answer may take, connecting included, ms, 100 to 60000.
+    pub timeout_ms: u64,
+    /// Further tries when there was no answer, 0 to 10.
+    pub retries: u32,
+    /// Whether a hook that gives no answer counts as one that allows.
+    pub allow_when_unreachable: bool,
+    /// A stream that nobody watches for this long is asked about, seconds, 1 to 86400.
+    pub idle_timeout_seconds: u64,
+    /// Say protocols as the numbers of LKM's newer versions, not by name.
+    pub protocol_numbers: bool,
+    /// Certificate authorities of `https` hooks, PEM; absent: the built-in web roots.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl Hooks {
+    /// The URL of the hook with this key.
+    pub fn url(&self, key: &str) -> Option<&str> {
+        let url = match key {
+            "on_publish" => &self.on_publish,
+            "on_publish_done" => &self.on_publish_done,
+            "on_play" => &self.on_play,
+            "on_play_done" => &self.on_play_done,
+            "on_record" => &self.on_record,
+            "on_idle_timeout" => &self.on_idle_timeout,
+            "on_receive_timeout" => &self.on_receive_timeout,
+            _ => return None,
+        };
+        url.as_deref()
+    }
 }
 
 /// A transport plus a protocol plus a thing model.
@@ -440,7 +488,7 @@ impl Default for Store {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:8080".to_owned(), token_file: None }
+        Self { listen: "127.0.0.1:8080".to_owned(), token_file: None, cert_file: None, key_file: None }
     }
 }
 
@@ -497,6 +545,26 @@ impl Default for Hls {
             total_mib: 32,
             idle_seconds: 10,
             waiting_max: 4_096,
+        }
+    }
+}
+
+impl Default for Hooks {
+    fn default() -> Self {
+        Self {
+            on_publish: None,
+            on_publish_done: None,
+            on_play: None,
+            on_play_done: None,
+            on_record: None,
+            on_idle_timeout: None,
+            on_receive_timeout: None,
+            timeout_ms: 3_000,
+            retries: 1,
+            allow_when_unreachable: false,
+            idle_timeout_seconds: 60,
+            protocol_numbers: false,
+            ca_file: None,
         }
     }
 }

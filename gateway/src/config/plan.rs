@@ -3,7 +3,6 @@
 //! `sluicegate check` and `sluicegate run` go the same way, so that what passes the one starts in the other.
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
 use std::sync::Arc;
 
 use device_models::model::Models;
@@ -11,18 +10,14 @@ use protocols::Wire;
 
 use super::load::Loaded;
 use super::problem::{Places, Problem, Problems};
-use super::{Adapter, Config, Credential, Dialect, MqttVersion, Upstream, rules};
+use super::{Adapter, Config, Dialect, MqttVersion, Upstream, rules};
 use crate::credentials;
 use crate::devices::Declared;
 use crate::edge::Scope;
 use crate::intake::AdapterInfo;
-use crate::signing::SigningKey;
-use crate::tls::{ServerTls, TlsError};
+use crate::tls::ServerTls;
 use crate::transport::{self, Language, Listen};
 use crate::upstream::destination::{self, place::Place};
-
-/// Shorter keys can be guessed from one signed address.
-const SIGN_KEY_LEN_MIN: usize = 16;
 
 /// Everything needed to start.
 #[derive(Debug)]
@@ -31,6 +26,7 @@ pub struct Plan {
     pub gateway_id: String,
     pub models: Arc<Models>,
     pub adapters: Vec<transport::Adapter>,
+    pub admin_tls: Option<ServerTls>,
     pub credentials: Vec<credentials::Credential>,
     pub declared: Vec<Declared>,
     pub scopes: Vec<Scope>,
@@ -51,25 +47,27 @@ impl Plan {
         let scopes = rules::scopes(&config, &models, |key, what| check.problem(key, what));
         check.upstreams();
         check.relays();
-        check.admin();
+        let admin_tls = check.admin();
         check.webrtc();
+        check.hooks();
         check.memory();
         let problems = check.problems;
         if !problems.is_empty() {
             return Err(Problems(problems));
         }
-        Ok(Self { config, gateway_id, models: Arc::new(models), adapters, credentials, declared, scopes })
+        let models = Arc::new(models);
+        Ok(Self { config, gateway_id, models, adapters, admin_tls, credentials, declared, scopes })
     }
 }
 
-struct Check<'c> {
-    config: &'c Config,
+pub(super) struct Check<'c> {
+    pub(super) config: &'c Config,
     places: &'c Places,
     problems: Vec<Problem>,
 }
 
 impl Check<'_> {
-    fn problem(&mut self, key: impl Into<String>, what: impl Into<String>) {
+    pub(super) fn problem(&mut self, key: impl Into<String>, what: impl Into<String>) {
         self.problems.push(self.places.problem(key, what));
     }
 
@@ -282,54 +280,6 @@ impl Check<'_> {
         languages
     }
 
-    fn tls(&mut self, key: &str, adapter: &Adapter, listen: &Listen) -> Option<ServerTls> {
-        match (listen, &adapter.cert_file, &adapter.key_file) {
-            (Listen::Tls(_), Some(cert), Some(private)) => return self.server_tls(key, cert, private),
-            (Listen::Tls(_), ..) => self.problem(format!("{key}.listen"), "tls:// needs cert_file and key_file"),
-            (_, None, None) => {}
-            _ => self.problem(format!("{key}.cert_file"), "only tls:// uses a certificate"),
-        }
-        None
-    }
-
-    /// Reads a listener's certificate and key; a problem stands at the file that has it.
-    fn server_tls(&mut self, key: &str, cert: &Path, private: &Path) -> Option<ServerTls> {
-        match ServerTls::load(cert, private) {
-            Ok(tls) => return Some(tls),
-            Err(error) => {
-                let of_key = matches!(&error, TlsError::File { path, .. } if path == private);
-                let file = if of_key { "key_file" } else { "cert_file" };
-                self.problem(format!("{key}.{file}"), error.to_string());
-            }
-        }
-        None
-    }
-
-    fn credentials(&mut self) -> Vec<credentials::Credential> {
-        let mut names = HashSet::new();
-        let mut ready = Vec::new();
-        for (at, credential) in self.config.credentials.iter().enumerate() {
-            let key = format!("credential[{at}]");
-            if credential.name.is_empty() || !names.insert(credential.name.as_str()) {
-                self.problem(format!("{key}.name"), "each credential needs a name of its own");
-            }
-            match secret(credential).and_then(|secret| Ok((secret, signing(credential)?))) {
-                Ok((secret, signing)) => ready.push(credentials::Credential {
-                    name: credential.name.clone(),
-                    secret,
-                    signing,
-                    devices: credential.devices.clone(),
-                    publish: credential.publish.clone(),
-                    subscribe: credential.subscribe.clone(),
-                    push: credential.push.clone(),
-                    watch: credential.watch.clone(),
-                }),
-                Err(what) => self.problem(key, what),
-            }
-        }
-        ready
-    }
-
     fn devices(&mut self, models: &Models) -> Vec<Declared> {
         let mut ids = HashSet::new();
         let adapters: HashSet<_> = self.config.adapters.iter().map(|a| a.name.as_str()).collect();
@@ -448,23 +398,6 @@ impl Check<'_> {
         }
     }
 
-    fn admin(&mut self) {
-        let admin = &self.config.admin;
-        if admin.listen.is_empty() {
-            return;
-        }
-        match format!("tcp://{}", admin.listen).parse::<Listen>() {
-            Ok(listen) if !listen.is_on_the_box() && admin.token_file.is_none() => {
-                self.problem("admin.listen", "can be reached from off the box: name a token_file");
-            }
-            Ok(_) => {}
-            Err(_) => self.problem("admin.listen", format!("`{}` is not HOST:PORT", admin.listen)),
-        }
-        if let Some(file) = admin.token_file.as_deref().filter(|f| !f.is_file()) {
-            self.problem("admin.token_file", format!("{} is not a file", file.display()));
-        }
-    }
-
     fn webrtc(&mut self) {
         let webrtc = &self.config.webrtc;
         if !(1..=10_000).contains(&webrtc.sessions_max) {
@@ -509,51 +442,6 @@ impl Check<'_> {
             let what = format!("the budgets need {shown} = {sum} MiB, but {allowed} MiB are allowed");
             self.problem("gateway.memory_mib", what);
         }
-    }
-}
-
-fn secret(credential: &Credential) -> Result<credentials::Secret, String> {
-    match (&credential.secret_file, &credential.secret_env, &credential.secret_hash) {
-        (Some(file), None, None) => plain_or_hash(&first_line("secret_file", file)?),
-        (None, Some(name), None) => plain_or_hash(&variable("secret_env", name)?),
-        (None, None, Some(hash)) => credentials::Secret::hash(hash).map_err(|e| format!("secret_hash: {e}")),
-        // Who only signs addresses needs no secret.
-        (None, None, None) if credential.sign_file.is_some() || credential.sign_env.is_some() => {
-            Ok(credentials::Secret::None)
-        }
-        _ => Err("give exactly one of secret_file, secret_env and secret_hash".to_owned()),
-    }
-}
-
-/// The key that signs addresses, if there is one.
-fn signing(credential: &Credential) -> Result<Option<SigningKey>, String> {
-    let key = match (&credential.sign_file, &credential.sign_env) {
-        (None, None) => return Ok(None),
-        (Some(file), None) => first_line("sign_file", file)?,
-        (None, Some(name)) => variable("sign_env", name)?,
-        _ => return Err("give one of sign_file and sign_env".to_owned()),
-    };
-    if key.len() < SIGN_KEY_LEN_MIN {
-        return Err(format!("the key to sign with has {} bytes; at least {SIGN_KEY_LEN_MIN} are right", key.len()));
-    }
-    Ok(Some(SigningKey::new(key.as_bytes())))
-}
-
-fn first_line(what: &str, file: &Path) -> Result<String, String> {
-    let text = std::fs::read_to_string(file).map_err(|e| format!("{what} {}: {e}", file.display()))?;
-    Ok(text.lines().next().unwrap_or_default().trim().to_owned())
-}
-
-fn variable(what: &str, name: &str) -> Result<String, String> {
-    let text = std::env::var(name).map_err(|_| format!("{what}: the environment has no {name}"))?;
-    Ok(text.trim().to_owned())
-}
-
-fn plain_or_hash(text: &str) -> Result<credentials::Secret, String> {
-    match text {
-        "" => Err("the secret is empty".to_owned()),
-        hash if hash.starts_with("$argon2") => credentials::Secret::hash(hash),
-        plain => Ok(credentials::Secret::of(plain.as_bytes())),
     }
 }
 

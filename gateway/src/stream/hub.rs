@@ -205,7 +205,10 @@ impl Hub {
         if ended {
             info!(stream = %source.borrow().name, reason, "stream has no publisher");
             source.borrow_mut().camera.offline(reason);
-            self.announce(source);
+            // A stream that was closed is forgotten already, and stays so.
+            if self.sources.borrow().iter().any(|other| Rc::ptr_eq(other, source)) {
+                self.announce(source);
+            }
         }
     }
 
@@ -220,7 +223,7 @@ impl Hub {
             return;
         };
         sockets::prepare_viewer(handover.socket.tcp(), source.borrow().bits_per_second(), self.window());
-        let Handover { socket, session, mut outbox, unread, limits, peer } = handover;
+        let Handover { socket, session, mut outbox, unread, limits, peer, stay } = handover;
         let socket = match socket.register() {
             Ok(socket) => socket,
             Err(error) => {
@@ -230,7 +233,8 @@ impl Hub {
             }
         };
         debug!(stream = %name, ?container, peer = ?peer.address, "viewer");
-        let mut viewer = Viewer::new(socket, session, unread, limits.frame_max, self.account(peer.address));
+        let mut viewer =
+            Viewer::new(socket, session, unread, limits.frame_max, self.account(peer.address)).staying(stay);
         if viewer.carry_out(&mut outbox).and_then(|()| viewer.understand_leftover(Instant::now())).is_err() {
             self.shared.viewers.fetch_sub(1, Ordering::Relaxed);
             return;

@@ -15,6 +15,7 @@ use super::hub::{Hub, Origin, READ_LEN, SharedSource, refuse};
 use super::socket::Socket;
 use super::source::Generation;
 use super::{Handover, feed, sockets};
+use crate::hooks::Stay;
 
 /// Reads before other tasks of the thread get their turn.
 const READS_MAX: usize = 4;
@@ -33,6 +34,7 @@ struct Ingest {
     limits: Limits,
     answers: BytesMut,
     heard: Instant,
+    stay: Option<Stay>,
 }
 
 /// Runs one publisher to its end.
@@ -47,13 +49,13 @@ pub(super) async fn run(hub: Rc<Hub>, stream: StreamName, handover: Handover) {
         }
     };
     sockets::prepare(handover.socket.tcp());
-    let Handover { socket, session, outbox, unread, limits, peer: _ } = handover;
+    let Handover { socket, session, outbox, unread, limits, peer: _, stay } = handover;
     let reason = match socket.register() {
         Ok(socket) => {
             let answers = BytesMut::new();
             let (hub, source, heard) = (hub.clone(), source.clone(), Instant::now());
             let mut ingest =
-                Ingest { hub, source, generation, socket, session, outbox, unread, limits, answers, heard };
+                Ingest { hub, source, generation, socket, session, outbox, unread, limits, answers, heard, stay };
             let reason = ingest.talk(&stop).await;
             ingest.goodbye(&reason);
             reason
@@ -93,7 +95,8 @@ impl Ingest {
                 }
                 () = tokio::time::sleep_until(wake_at.into()) => {}
             }
-            let outcome = self.read().and_then(|()| self.tick(silent_at, silence_max)).and_then(|()| self.understand());
+            let outcome =
+                self.read().and_then(|()| self.tick(silent_at, silence_max, stop)).and_then(|()| self.understand());
             if let Err(reason) = outcome {
                 return reason;
             }
@@ -162,10 +165,14 @@ impl Ingest {
         Ok(())
     }
 
-    fn tick(&mut self, silent_at: Instant, silence_max: Duration) -> Result<(), String> {
+    fn tick(&mut self, silent_at: Instant, silence_max: Duration, stop: &CancellationToken) -> Result<(), String> {
         let now = Instant::now();
         if now >= silent_at && now >= self.heard + silence_max {
-            return Err(feed::silence(silence_max));
+            // Where a hook is asked, it decides; until the next silence, should it say that all is well.
+            if !self.stay.as_ref().is_some_and(|stay| stay.silent(stop.clone())) {
+                return Err(feed::silence(silence_max));
+            }
+            self.heard = now;
         }
         if self.session.deadline().is_some_and(|deadline| deadline <= now) {
             self.session.tick(now, &mut self.outbox);

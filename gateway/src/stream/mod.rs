@@ -55,6 +55,7 @@ pub use self::info::{AudioInfo, Refused, StreamCounters, StreamInfo, TapInfo, Th
 pub use self::socket::Parked;
 pub use self::tap::{Tap, TapKind, TapRules, Tapped};
 use crate::config;
+use crate::hooks::Stay;
 use crate::threads::{self, Tasks};
 
 /// Connections on their way to one thread. A thread takes thousands a second; more than this waiting means it hangs.
@@ -81,6 +82,8 @@ pub struct Handover {
     pub unread: BytesMut,
     pub limits: Limits,
     pub peer: Peer,
+    /// Held as long as the connection is a source or viewer.
+    pub stay: Option<Stay>,
 }
 
 /// The streaming core; clones share it.

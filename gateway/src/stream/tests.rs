@@ -127,7 +127,7 @@ impl Rig {
         let peer = Peer { address, adapter: Arc::from("test"), seed: [0; 32], secure: false };
         let limits = Limits { frame_max: 1 << 20, silence_max: None, admission_max: Duration::from_secs(5) };
         let socket = Parked::Plain(socket);
-        self.core.adopt(Handover { socket, session, outbox, unread: BytesMut::new(), limits, peer });
+        self.core.adopt(Handover { socket, session, outbox, unread: BytesMut::new(), limits, peer, stay: None });
     }
 
     async fn publish(&self) -> Push {

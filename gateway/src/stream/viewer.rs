@@ -12,6 +12,7 @@ use protocols::{Input, MediaEvent, Outbox, Output, Session};
 use super::cursor::Cursor;
 use super::log::{Log, SLICES_MAX};
 use super::socket::Socket;
+use crate::hooks::Stay;
 
 /// Writes one visit may make: enough to bring a GOP to a new viewer, few enough not to hold up the others.
 const WRITES_MAX: usize = 4;
@@ -104,6 +105,8 @@ pub(super) struct Viewer {
     /// It was moved ahead, and took something since it was last: only then is it another skip.
     displaced: bool,
     moved: bool,
+    /// Says that the viewer went when it is dropped.
+    stay: Option<Stay>,
 }
 
 impl Viewer {
@@ -132,7 +135,13 @@ impl Viewer {
             skips: 0,
             displaced: false,
             moved: true,
+            stay: None,
         }
+    }
+
+    pub(super) fn staying(mut self, stay: Option<Stay>) -> Self {
+        self.stay = stay;
+        self
     }
 
     pub(super) fn is_blocked(&self) -> bool {

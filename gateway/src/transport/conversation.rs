@@ -19,10 +19,12 @@ use super::media::{self, Media, Sent};
 use super::unwritten::Unwritten;
 use super::wire::Wire;
 use super::{Adapter, Services, next_route};
+use crate::admission::Admitted;
 use crate::broker::{Attachment, Kept};
 use crate::bus::Durable;
 use crate::clock;
 use crate::devices::{Devices, Route, Thing};
+use crate::hooks::Stay;
 use crate::intake::Appended;
 
 /// Commands that may wait for one session.
@@ -98,6 +100,8 @@ pub(super) struct Conversation {
     things: HashMap<Arc<str>, Arc<Thing>>,
     outbox: Outbox,
     identity: Option<Identity>,
+    /// Of a publisher or viewer.
+    stay: Option<Stay>,
     faults: u32,
     fatal: Option<Cow<'static, str>>,
     /// Something other than bytes came in since the unread bytes were last offered.
@@ -135,6 +139,7 @@ impl Conversation {
             things: HashMap::new(),
             outbox: Outbox::default(),
             identity: None,
+            stay: None,
             faults: 0,
             fatal: None,
             offer: false,
@@ -317,9 +322,9 @@ impl Conversation {
     }
 
     /// Takes the session out, for the stream thread.
-    pub(super) async fn dismantle(mut self) -> (BoxedSession, Limits, Peer) {
+    pub(super) async fn dismantle(mut self) -> (BoxedSession, Limits, Peer, Option<Stay>) {
         self.leave("moved to its stream").await;
-        (self.session, self.limits, self.peer)
+        (self.session, self.limits, self.peer, self.stay)
     }
 
     fn media(&mut self) -> &mut Media {
@@ -365,18 +370,12 @@ impl Conversation {
     }
 
     async fn admit(&mut self, ticket: Ticket, claim: Claim) {
-        let mut outcome = self.services.gatekeeper.admit(&self.adapter.info, &claim).await;
-        let streams = &self.services.streams;
-        let possible = match (&outcome, &claim) {
-            // A stream's end can be seen for a while after it.
-            (Ok(_), Claim::Watch { stream, .. }) if self.services.hls.holds(stream) => Ok(()),
-            (Ok(_), Claim::Watch { stream, .. }) => streams.available(stream).await,
-            (Ok(_), Claim::Publish { stream, .. }) => streams.publishable(stream),
-            _ => Ok(()),
-        };
-        if let Err(refusal) = possible {
-            outcome = Err(refusal);
-        }
+        let locks = self.services.locks();
+        let admitted = locks.admit(&self.adapter.info, self.protocol, self.peer.address, &claim).await;
+        let outcome = admitted.map(|Admitted { identity, stay }| {
+            self.stay = stay;
+            identity
+        });
         match &outcome {
             Ok(identity) => {
                 self.admitted = true;

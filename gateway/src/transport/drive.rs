@@ -235,10 +235,10 @@ impl Drive {
             debug!(%why, "lost before the hand-over");
             return;
         }
-        let (session, limits, peer) = self.talk.dismantle().await;
+        let (session, limits, peer, stay) = self.talk.dismantle().await;
         let mut unread = self.unread;
         match self.wire.park(&mut unread) {
-            Ok(socket) => services.streams.adopt(Handover { socket, session, outbox, unread, limits, peer }),
+            Ok(socket) => services.streams.adopt(Handover { socket, session, outbox, unread, limits, peer, stay }),
             Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
                 services.metrics.connection_refused(&peer.adapter, "streams_need_tcp");
             }

@@ -22,11 +22,13 @@ use protocols::{Endpoint, Protocol};
 
 pub use address::{Listen, ListenError};
 
+use crate::admission::Locks;
 use crate::broker::Broker;
 use crate::bus::Bus;
 use crate::credentials::Gatekeeper;
 use crate::devices::RouteId;
 use crate::hls::Hls;
+use crate::hooks::Hooks;
 use crate::intake::{AdapterInfo, Intake};
 use crate::metrics::Metrics;
 use crate::stream::StreamCore;
@@ -43,7 +45,15 @@ pub struct Services {
     pub streams: StreamCore,
     pub hls: Hls,
     pub gatekeeper: Arc<Gatekeeper>,
+    pub hooks: Hooks,
     pub metrics: Metrics,
+}
+
+impl Services {
+    /// What decides who is let in to a stream.
+    pub fn locks(&self) -> Locks<'_> {
+        Locks { gatekeeper: &self.gatekeeper, hooks: &self.hooks, hls: &self.hls, streams: &self.streams }
+    }
 }
 
 /// One adapter, ready to run: where it listens, what it speaks, whose devices these are.

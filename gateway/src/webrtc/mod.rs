@@ -159,12 +159,8 @@ impl Webrtc {
             Role::Watch => Claim::Watch { stream, pass },
             Role::Publish => Claim::Publish { stream, pass },
         };
-        self.services.gatekeeper.admit(&self.adapter, &claim).await?;
-        let place = self.endpoint.place()?;
-        match offer.role {
-            Role::Watch => self.services.streams.available(&offer.stream).await?,
-            Role::Publish => self.services.streams.publishable(&offer.stream)?,
-        }
+        let admitted = self.services.locks().admit(&self.adapter, "webrtc", Some(offer.peer), &claim).await?;
+        let place = self.endpoint.place(admitted.stay)?;
         peers::start(&self.endpoint, place, &self.services, offer).await
     }
 

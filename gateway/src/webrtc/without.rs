@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Answer, Offer, OfferError, Role};
 use crate::config;
+use crate::hooks::Stay;
 use crate::transport::Services;
 
 /// Whether this build has WebRTC.
@@ -46,7 +47,7 @@ impl Endpoint {
         Err(io::Error::other("this build has no WebRTC"))
     }
 
-    pub(super) fn place(&self) -> Result<Never, Refusal> {
+    pub(super) fn place(&self, _stay: Option<Stay>) -> Result<Never, Refusal> {
         match self.none {}
     }
 

@@ -55,7 +55,7 @@ async function request(path, options = {}) {
   return response;
 }
 
-async function read(path) {
+export async function read(path) {
   const response = await request(path);
   if (!response.ok) throw new Error(`${path}: ${response.status}`);
   return response.json();
@@ -71,6 +71,17 @@ export async function order(thing, path, body, words) {
   const answer = await response.json();
   say(response.ok ? `${words}: done in ${answer.took_ms} ms` : `${words}: ${answer.detail}`);
   return response.ok;
+}
+
+/** Sends a request that changes something; the answer, or null when it was refused (and said so). */
+export async function send(method, path, words) {
+  const response = await request(path, { method, headers: { "Content-Type": "application/json" } });
+  const answer = response.status === 204 ? {} : await response.json();
+  if (!response.ok) {
+    say(`${words}: ${answer.detail}`);
+    return null;
+  }
+  return answer;
 }
 
 let asking;

@@ -1,5 +1,5 @@
 // Cameras: a player each (HTTP-FLV through mpegts.js) and how the stream runs.
-import { bytes, make, rate, span, text } from "/app.js";
+import { bytes, make, rate, read, say, send, span, text } from "/app.js";
 
 /** Cameras that play without being asked; the others wait for a click. */
 const PLAY_MAX = 4;
@@ -37,7 +37,8 @@ function newCard(grid, stream, gateway) {
     make("div", { class: "head" }, dot, make("h3", {}, stream.name), end),
     make("div", { class: "frame" }, video, over),
     make("dl", { class: "nums" }, ...Object.entries(numbers).map(([name, value]) => make("div", {}, make("dt", {}, name), value))),
-    ...[address, playlist].filter(Boolean).map((where) => make("p", { class: "sub" }, make("code", {}, where))));
+    ...[address, playlist].filter(Boolean).map((where) => make("p", { class: "sub" }, make("code", {}, where))),
+    audience(stream.name));
   const card = { name: stream.name, root, video, over, dot, end, numbers, address, player: null, wanted: cards.size < PLAY_MAX, retry: null };
   video.addEventListener("playing", () => { over.hidden = true; });
   cards.set(stream.name, card);
@@ -45,11 +46,52 @@ function newCard(grid, stream, gateway) {
   return card;
 }
 
+/** Who watches: asked for only while the list is open. */
+function audience(name) {
+  const path = `/api/v1/streams/${encodeURIComponent(name)}/viewers`;
+  const rows = make("tbody");
+  const table = make("table", { class: "viewers" },
+    make("thead", {}, make("tr", {}, ...["From", "As", "Since", "Sent", "Behind", ""].map((head) => make("th", { scope: "col" }, head)))), rows);
+  const list = make("details", { class: "audience" }, make("summary", {}, "Viewers"), table);
+  const row = (viewer) => {
+    const close = make("button", { type: "button", "aria-label": `Close viewer ${viewer.id}` }, "Close");
+    close.addEventListener("click", async () => {
+      close.disabled = true;
+      if (await send("DELETE", `${path}/${viewer.id}`, `Closing viewer ${viewer.id}`)) say(`Viewer ${viewer.id} of ${name} is closed`);
+      show();
+    });
+    const since = span(Math.max(0, Date.now() / 1000 - viewer.since_us / 1e6));
+    const cells = [viewer.peer ?? "–", viewer.container, since, bytes(viewer.bytes), `${viewer.lag_ms} ms`];
+    return make("tr", { "data-viewer": viewer.id }, ...cells.map((cell) => make("td", {}, cell)), make("td", {}, close));
+  };
+  const show = async () => {
+    try {
+      const viewers = await read(path);
+      rows.replaceChildren(...viewers.map(row));
+      if (!viewers.length) rows.append(make("tr", {}, make("td", { colspan: 6, class: "none" }, "Nobody that is listed here.")));
+    } catch {
+      rows.replaceChildren();
+    }
+  };
+  let timer = null;
+  list.addEventListener("toggle", () => {
+    clearInterval(timer);
+    if (!list.open) return;
+    show();
+    timer = setInterval(() => (list.isConnected ? show() : clearInterval(timer)), 2000);
+  });
+  return list;
+}
+
+/** A page over https may only load media over https. */
 function url(protocol, path, gateway) {
-  const adapter = gateway.adapters.find((a) => a.address && a.protocols.includes(protocol));
+  const speaks = gateway.adapters.filter((a) => a.address && a.protocols.includes(protocol));
+  const secure = speaks.find((a) => a.wire === "tls");
+  const plain = speaks.find((a) => a.wire === "tcp");
+  const adapter = location.protocol === "https:" ? secure : plain ?? secure;
   if (!adapter) return null;
   const port = adapter.address.slice(adapter.address.lastIndexOf(":") + 1);
-  return `http://${location.hostname}:${port}/${path}`;
+  return `${adapter.wire === "tls" ? "https" : "http"}://${location.hostname}:${port}/${path}`;
 }
 
 function show(card, stream) {
@@ -79,11 +121,16 @@ function tell(card, words) {
   card.over.hidden = false;
 }
 
-function play(card, stream) {
+async function play(card, stream) {
   if (!window.mpegts?.isSupported()) return tell(card, "This browser cannot play FLV.");
-  if (!card.address) return tell(card, "No adapter speaks http-flv.");
+  if (!card.address) return tell(card, "No adapter speaks http-flv that this page may load from.");
   tell(card, "opening");
-  const source = { type: "flv", isLive: true, url: card.address, hasVideo: Boolean(stream.video), hasAudio: Boolean(stream.audio) };
+  // The stream may want a key; whoever may see this page gets an address that is good for some minutes.
+  card.retry = true;
+  const link = await send("POST", `/api/v1/streams/${encodeURIComponent(card.name)}/link`, card.name).catch(() => null);
+  card.retry = null;
+  if (!link || !card.root.isConnected) return undefined;
+  const source = { type: "flv", isLive: true, url: `${card.address}?${link.query}`, hasVideo: Boolean(stream.video), hasAudio: Boolean(stream.audio) };
   const config = { enableWorker: false, enableStashBuffer: false, lazyLoad: false, autoCleanupSourceBuffer: true, liveBufferLatencyChasing: true, liveBufferLatencyMaxLatency: 3, liveBufferLatencyMinRemain: 0.6 };
   const player = window.mpegts.createPlayer(source, config);
   card.player = player;

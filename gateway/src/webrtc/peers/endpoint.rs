@@ -21,6 +21,7 @@ use tracing::warn;
 
 use super::{crypto, offer};
 use crate::config;
+use crate::hooks::Stay;
 use crate::metrics::{Figure, Metrics};
 use crate::threads::Tasks;
 use crate::transport::Services;
@@ -89,6 +90,7 @@ pub(in crate::webrtc) struct Place {
     _session: OwnedSemaphorePermit,
     /// Given back when the session is connected.
     pub(super) pending: Option<OwnedSemaphorePermit>,
+    _stay: Option<Stay>,
 }
 
 /// A session's name at the endpoint; dropping it takes it off.
@@ -125,13 +127,13 @@ impl Endpoint {
         Ok(endpoint)
     }
 
-    pub(in crate::webrtc) fn place(&self) -> Result<Place, Refusal> {
+    pub(in crate::webrtc) fn place(&self, stay: Option<Stay>) -> Result<Place, Refusal> {
         let full = |what: usize, which: &str| Refusal::Limit(format!("{what} WebRTC sessions{which}"));
         let session = Arc::clone(&self.sessions).try_acquire_owned();
         let session = session.map_err(|_| full(self.sessions_max, ""))?;
         let pending = Arc::clone(&self.pending).try_acquire_owned();
         let pending = pending.map_err(|_| full(PENDING_MAX, " that are not connected yet"))?;
-        Ok(Place { _session: session, pending: Some(pending) })
+        Ok(Place { _session: session, pending: Some(pending), _stay: stay })
     }
 
     pub(super) fn identity(&self) -> Result<Identity, crypto::CertificateError> {
