@@ -42,11 +42,11 @@ fn wait_live(gateway: &Gateway) {
     });
 }
 
-/// The packets of a file or URL, as ffmpeg tells them.
+/// Size and digest of the packets of a file or URL: ffmpeg counts times from where it joined.
 fn packets(arguments: &[&str]) -> Vec<String> {
     let tail = ["-map", "0:v", "-c", "copy", "-f", "framemd5", "-"];
     let text = run_ok("ffmpeg", &[&["-v", "error"], arguments, &tail[..]].concat());
-    let line = |l: &str| l.split(',').map(str::trim).skip(1).collect::<Vec<_>>().join(" ");
+    let line = |l: &str| l.split(',').map(str::trim).skip(4).collect::<Vec<_>>().join(" ");
     text.lines().filter(|l| !l.starts_with('#')).map(line).collect()
 }
 
