@@ -20,6 +20,7 @@ mod docs;
 mod durability;
 mod enhanced;
 mod formats;
+mod gstreamer;
 mod hls;
 mod hostile;
 mod interop;
