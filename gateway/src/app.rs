@@ -20,6 +20,7 @@ use crate::hooks::Hooks;
 use crate::intake::Intake;
 use crate::metrics::Metrics;
 use crate::outlet::{Means, Outlets, Voice};
+use crate::pull;
 use crate::relay::Relays;
 use crate::stream::StreamCore;
 use crate::threads::Tasks;
@@ -82,6 +83,13 @@ impl App {
         let streams = StreamCore::start(&plan.config.stream, reports, &tasks)?;
         let relays = Relays::new(&plan.config.relays, &plan.config.stream);
         let means = Means { streams: streams.clone(), tasks: tasks.clone(), metrics: metrics.clone(), voice };
+        let pulls = pull::Means {
+            streams: streams.clone(),
+            tasks: tasks.clone(),
+            metrics: metrics.clone(),
+            voice: means.voice.clone(),
+        };
+        pull::start(&plan.config.pulls, &pulls);
         let outlets = Outlets::start(means, relays, intake.events());
         tasks.spawn("cameras", cameras::run(intake.clone(), outlets.clone(), camera_reports));
         tasks.spawn("latest", save_latest(devices.clone(), tasks.clone()));

@@ -20,6 +20,7 @@ pub mod http;
 pub mod intake;
 pub mod metrics;
 pub mod outlet;
+pub mod pull;
 pub mod receive;
 pub mod relay;
 pub mod signing;

@@ -80,6 +80,8 @@ figures! {
     Refused "refused_total" Counter ["adapter", "reason"] "Reports refused, by reason";
     Faults "faults_total" Counter ["adapter", "protocol"] "Departures from the protocol by peers";
     Connections "connections" Gauge ["adapter"] "Peers connected now";
+    PullUp "pull_up" Gauge ["stream"] "1 while the camera is pulled by RTSP";
+    PullFailures "pull_failures_total" Counter ["stream"] "Connections to a pulled camera that failed or broke";
     PacketsLost "packets_lost_total" Counter ["adapter"] "UDP packets of streams that found the kernel's buffers full";
     ConnectionsRefused "connections_refused_total" Counter ["adapter", "reason"] "Connections turned away, by reason";
     Hooks "hooks_total" Counter ["event", "result"] "Hooks asked and told, by what came back: allowed, denied, unreachable, dropped (the queue was full)";
@@ -235,6 +237,15 @@ impl Metrics {
     /// A connection was turned away. `reason` is one of few words.
     pub fn connection_refused(&self, adapter: &str, reason: &str) {
         self.add(Figure::ConnectionsRefused, &[adapter, reason], 1);
+    }
+
+    /// Whether a pulled camera plays.
+    pub fn pull_up(&self, stream: &str, up: bool) {
+        self.set(Figure::PullUp, &[stream], f64::from(u8::from(up)));
+    }
+
+    pub fn pull_failed(&self, stream: &str) {
+        self.add(Figure::PullFailures, &[stream], 1);
     }
 
     /// A packet of a stream found its socket full.

@@ -13,7 +13,7 @@ use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 use super::problem::{Place, Places, Problem, Problems};
 use super::{
-    Adapter, Admin, Alarm, Broker, Config, Credential, Device, Gateway, Hls, Hooks, Relay, Rule, Store, Stream,
+    Adapter, Admin, Alarm, Broker, Config, Credential, Device, Gateway, Hls, Hooks, Pull, Relay, Rule, Store, Stream,
     Upstream, Webrtc,
 };
 
@@ -25,7 +25,7 @@ const TABLE_ERRORS_MAX: usize = 64;
 const FILES_MAX: usize = 256;
 
 const TABLES: &[&str] = &["gateway", "store", "admin", "broker", "stream", "webrtc", "hls", "hooks"];
-const LISTS: &[&str] = &["adapter", "device", "credential", "upstream", "relay", "rule", "alarm"];
+const LISTS: &[&str] = &["adapter", "device", "credential", "upstream", "relay", "pull", "rule", "alarm"];
 
 /// A configuration and where each of its keys stands.
 #[derive(Debug, Clone, Default)]
@@ -167,6 +167,7 @@ impl Reader {
             "device" => errors::<Device>(value),
             "credential" => errors::<Credential>(value),
             "upstream" => errors::<Upstream>(value),
+            "pull" => errors::<Pull>(value),
             "rule" => errors::<Rule>(value),
             "alarm" => errors::<Alarm>(value),
             _ => errors::<Relay>(value),

@@ -41,6 +41,8 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     #[serde(rename = "relay")]
     pub relays: Vec<Relay>,
+    #[serde(rename = "pull")]
+    pub pulls: Vec<Pull>,
     #[serde(rename = "rule")]
     pub rules: Vec<Rule>,
     #[serde(rename = "alarm")]
@@ -454,6 +456,50 @@ impl From<Compression> for wire::Compression {
             Compression::Lz4 => Self::Lz4,
             Compression::Zstd => Self::Zstd,
         }
+    }
+}
+
+/// A camera that is asked for its stream by RTSP.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pull {
+    /// The stream's name here.
+    pub stream: String,
+    /// `rtsp://HOST[:PORT]/PATH`, without name and password.
+    pub url: String,
+    /// The camera's user, and a file with its password (one line).
+    #[serde(default)]
+    pub user: String,
+    pub password_file: Option<PathBuf>,
+    #[serde(default)]
+    pub transport: PullTransport,
+    #[serde(default)]
+    pub when: PullWhen,
+    /// On demand: how long the camera is kept when nobody watches, seconds, 1 to 3600.
+    #[serde(default = "Pull::idle_seconds")]
+    pub idle_seconds: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PullTransport {
+    #[default]
+    Tcp,
+    Udp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PullWhen {
+    #[default]
+    Always,
+    /// While somebody watches the stream, or waits for it.
+    OnDemand,
+}
+
+impl Pull {
+    fn idle_seconds() -> u64 {
+        30
     }
 }
 

@@ -47,6 +47,7 @@ impl Plan {
         let scopes = rules::scopes(&config, &models, |key, what| check.problem(key, what));
         check.upstreams();
         check.relays();
+        check.pulls();
         let admin_tls = check.admin();
         check.webrtc();
         check.hooks();
@@ -385,6 +386,27 @@ impl Check<'_> {
                 self.problem(format!("{key}.ca_file"), format!("{} is not a file", file.display()));
             }
             self.alarms(&key, relay.when, &relay.alarms, relay.hold_seconds);
+        }
+    }
+
+    fn pulls(&mut self) {
+        for (at, pull) in self.config.pulls.iter().enumerate() {
+            let key = format!("pull[{at}]");
+            if protocols::media::StreamName::parse(&pull.stream).is_none() {
+                self.problem(format!("{key}.stream"), format!("`{}` is not APP/NAME", pull.stream));
+            }
+            if self.config.pulls.iter().take(at).any(|other| other.stream == pull.stream) {
+                self.problem(format!("{key}.stream"), format!("`{}` is pulled already", pull.stream));
+            }
+            if let Err(what) = crate::pull::check_url(&pull.url) {
+                self.problem(format!("{key}.url"), what);
+            }
+            if let Some(file) = pull.password_file.as_deref().filter(|f| !f.is_file()) {
+                self.problem(format!("{key}.password_file"), format!("{} is not a file", file.display()));
+            }
+            if !(1..=3_600).contains(&pull.idle_seconds) {
+                self.problem(format!("{key}.idle_seconds"), "out of range: 1 to 3600 seconds");
+            }
         }
     }
 

@@ -133,7 +133,18 @@ impl StreamCore {
             }
         };
         let patience = self.shared.rules.wait_max;
+        let _want = Want::new(&self.shared, stream);
         tokio::time::timeout(patience, appears).await.map_err(|_| Refusal::NotFound(format!("stream {stream}")))
+    }
+
+    /// Whether somebody waits for a stream of this name that is not there.
+    pub fn is_wanted(&self, stream: &StreamName) -> bool {
+        lock(&self.shared.wanted).contains_key(stream)
+    }
+
+    /// Somebody began to wait for a stream that is not there; look with [`is_wanted`](Self::is_wanted).
+    pub fn wants(&self) -> watch::Receiver<()> {
+        self.shared.wants.subscribe()
     }
 
     /// Whether a publisher of the stream would be taken now. For publishers, before they are admitted.
@@ -391,7 +402,36 @@ struct RefusedCounts {
     busy: AtomicU64,
 }
 
+/// A viewer that waits for a stream; over when dropped.
+struct Want<'a> {
+    shared: &'a Shared,
+    stream: &'a StreamName,
+}
+
+impl<'a> Want<'a> {
+    fn new(shared: &'a Shared, stream: &'a StreamName) -> Self {
+        *lock(&shared.wanted).entry(stream.clone()).or_default() += 1;
+        shared.wants.send_replace(());
+        Self { shared, stream }
+    }
+}
+
+impl Drop for Want<'_> {
+    fn drop(&mut self) {
+        let mut wanted = lock(&self.shared.wanted);
+        if let Some(count) = wanted.get_mut(self.stream) {
+            *count -= 1;
+            if *count == 0 {
+                wanted.remove(self.stream);
+            }
+        }
+    }
+}
+
 struct Shared {
+    /// Streams that are not there and how many wait for each.
+    wanted: Mutex<HashMap<StreamName, usize>>,
+    wants: watch::Sender<()>,
     rules: Rules,
     tasks: Tasks,
     /// The control plane's runtime, where the core was started on one.
@@ -413,6 +453,8 @@ impl Shared {
             directory: Mutex::default(),
             threads: Mutex::new(vec![ThreadInfo::default(); threads]),
             changes: watch::channel(()).0,
+            wanted: Mutex::default(),
+            wants: watch::channel(()).0,
             viewers: AtomicUsize::new(0),
             viewer_ids: AtomicU64::new(1),
             refused: RefusedCounts::default(),

@@ -25,6 +25,7 @@ mod hls;
 mod hostile;
 mod interop;
 mod load;
+mod pull;
 mod relays;
 mod rtsp;
 mod rules;

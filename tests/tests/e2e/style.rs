@@ -78,6 +78,8 @@ fn dependencies_have_one_owner() {
         ("rumqttd::", "gateway/src/broker/"),
         ("coap_lite::", "protocols/src/coap/frame.rs"),
         ("tokio_serial::", "gateway/src/transport/"),
+        ("retina::", "gateway/src/pull/"),
+        ("rtsp_types::", "protocols/src/rtsp/"),
         ("axum::", "gateway/src/admin/"),
         ("hyper::", "gateway/src/http.rs"),
         ("str0m::", "gateway/src/webrtc/peers/"),
