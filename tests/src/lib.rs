@@ -31,7 +31,7 @@ pub use device::{Counter, Language};
 pub use flv::{Flv, WebSocket, push_rtmp, push_rtmp_all};
 pub use gateway::{Gateway, Options};
 pub use hook::{Asked, HookReply, HookServer};
-pub use peer::{Child, newer_ffmpeg, python, run, run_ok, shell};
+pub use peer::{Child, aiortc, newer_ffmpeg, python, run, run_ok, shell};
 pub use ports::free_port;
 pub use post::{Post, PostReceiver, Reply};
 pub use upstream::{Mosquitto, Receiver};

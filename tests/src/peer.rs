@@ -133,3 +133,20 @@ pub fn newer_ffmpeg() -> PathBuf {
     };
     FOUND.get_or_init(find).clone()
 }
+
+/// A Python that has aiortc, a WebRTC peer of its own making: from PyPI, installed once beside the build.
+pub fn aiortc() -> PathBuf {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    let find = || {
+        let folder = root().join("target/aiortc").display().to_string();
+        let python = format!("{folder}/bin/python");
+        if !Path::new(&python).exists() {
+            shell(&format!("python3 -m venv {folder}"));
+        }
+        if !run(&python, &["-c", "import aiortc"]).status.success() {
+            run_ok(&python, &["-m", "pip", "install", "-q", "--disable-pip-version-check", "aiortc==1.16.0"]);
+        }
+        PathBuf::from(python)
+    };
+    FOUND.get_or_init(find).clone()
+}

@@ -262,6 +262,11 @@ fn every_route_is_in_the_description_and_the_other_way_round() {
     let described: Json = serde_json::from_str(include_str!("openapi.json")).unwrap();
     let paths = described["paths"].as_object().unwrap();
     let mut expected: Vec<_> = api::routes().iter().map(|r| format!("{} {}", r.method, r.path)).collect();
+    for door in ["/whep", "/whip"] {
+        let session = format!("{door}/{{app}}/{{name}}/{{session}}");
+        expected.push(format!("post {door}/{{app}}/{{name}}"));
+        expected.extend([format!("delete {session}"), format!("patch {session}")]);
+    }
     let mut found: Vec<_> = paths
         .iter()
         .flat_map(|(path, methods)| methods.as_object().unwrap().keys().map(move |m| format!("{m} {path}")))

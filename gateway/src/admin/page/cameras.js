@@ -1,5 +1,6 @@
-// Cameras: a player each (HTTP-FLV through mpegts.js) and how the stream runs.
+// Cameras: a player each (HTTP-FLV through mpegts.js, or WebRTC) and how the stream runs.
 import { bytes, make, rate, read, say, send, span, text } from "/app.js";
+import { whep } from "/whep.js";
 
 /** Cameras that play without being asked; the others wait for a click. */
 const PLAY_MAX = 4;
@@ -38,9 +39,18 @@ function newCard(grid, stream, gateway) {
     make("div", { class: "frame" }, video, over),
     make("dl", { class: "nums" }, ...Object.entries(numbers).map(([name, value]) => make("div", {}, make("dt", {}, name), value))),
     ...[address, playlist].filter(Boolean).map((where) => make("p", { class: "sub" }, make("code", {}, where))),
+    ...webrtc(stream.name, gateway),
     audience(stream.name));
-  const card = { name: stream.name, root, video, over, dot, end, numbers, address, player: null, wanted: cards.size < PLAY_MAX, retry: null };
+  const card = { name: stream.name, root, video, over, dot, end, numbers, address, player: null, over_webrtc: false, wanted: cards.size < PLAY_MAX, retry: null };
   video.addEventListener("playing", () => { over.hidden = true; });
+  root.querySelector(".webrtc")?.addEventListener("click", ({ target }) => {
+    card.over_webrtc = !card.over_webrtc;
+    target.textContent = card.over_webrtc ? "Play over HTTP-FLV" : "Play over WebRTC";
+    clearTimeout(card.retry);
+    Object.assign(card, { wanted: true, retry: null });
+    stop(card);
+    tell(card, "opening");
+  });
   cards.set(stream.name, card);
   grid.append(root);
   return card;
@@ -94,6 +104,16 @@ function url(protocol, path, gateway) {
   return `${adapter.wire === "tls" ? "https" : "http"}://${location.hostname}:${port}/${path}`;
 }
 
+/** The other way to watch, where this gateway has it: its address and a button. */
+function webrtc(name, gateway) {
+  if (!gateway.webrtc) return [];
+  return [make("p", { class: "sub" }, make("code", {}, whepUrl(name)), " ", make("button", { type: "button", class: "webrtc" }, "Play over WebRTC"))];
+}
+
+function whepUrl(name) {
+  return `${location.origin}/whep/${name}`;
+}
+
 function show(card, stream) {
   card.dot.classList.toggle("on", stream.live);
   card.dot.setAttribute("aria-label", stream.live ? "live" : "gone");
@@ -101,7 +121,8 @@ function show(card, stream) {
   text(card.numbers.picture, stream.video ? `${stream.video} ${stream.width}×${stream.height}` : "–");
   text(card.numbers.fps, stream.fps.toFixed(1));
   text(card.numbers["bit rate"], rate(stream.bits_per_second));
-  text(card.numbers.sound, stream.audio ?? "none");
+  const silent = card.over_webrtc && stream.audio && !["Opus", "G711A", "G711U"].includes(stream.audio);
+  text(card.numbers.sound, silent ? `${stream.audio} (WebRTC cannot carry it)` : stream.audio ?? "none");
   text(card.numbers.viewers, String(stream.viewers));
   text(card.numbers.sent, bytes(stream.bytes_out));
   if (stream.live && card.wanted && !card.player && !card.retry) play(card, stream);
@@ -122,14 +143,15 @@ function tell(card, words) {
 }
 
 async function play(card, stream) {
-  if (!window.mpegts?.isSupported()) return tell(card, "This browser cannot play FLV.");
-  if (!card.address) return tell(card, "No adapter speaks http-flv that this page may load from.");
+  if (!card.over_webrtc && !window.mpegts?.isSupported()) return tell(card, "This browser cannot play FLV.");
+  if (!card.over_webrtc && !card.address) return tell(card, "No adapter speaks http-flv that this page may load from.");
   tell(card, "opening");
   // The stream may want a key; whoever may see this page gets an address that is good for some minutes.
   card.retry = true;
   const link = await send("POST", `/api/v1/streams/${encodeURIComponent(card.name)}/link`, card.name).catch(() => null);
   card.retry = null;
   if (!link || !card.root.isConnected) return undefined;
+  if (card.over_webrtc) return playWebrtc(card, link.query);
   const source = { type: "flv", isLive: true, url: `${card.address}?${link.query}`, hasVideo: Boolean(stream.video), hasAudio: Boolean(stream.audio) };
   const config = { enableWorker: false, enableStashBuffer: false, lazyLoad: false, autoCleanupSourceBuffer: true, liveBufferLatencyChasing: true, liveBufferLatencyMaxLatency: 3, liveBufferLatencyMinRemain: 0.6 };
   const player = window.mpegts.createPlayer(source, config);
@@ -146,6 +168,17 @@ async function play(card, stream) {
   player.load();
   // A browser may refuse to start even without sound: the player's own button is there then.
   Promise.resolve(player.play()).catch(() => { card.over.hidden = true; });
+}
+
+function playWebrtc(card, query) {
+  const player = whep(card.video, `${whepUrl(card.name)}?${query}`, (words) => {
+    if (card.player !== player) return;
+    card.player = null;
+    tell(card, words);
+    card.retry = setTimeout(() => { card.retry = null; }, 2000);
+  });
+  card.player = player;
+  card.video.play().catch(() => { card.over.hidden = true; });
 }
 
 function stop(card) {

@@ -20,7 +20,7 @@ use crate::transport::Services;
 use crate::webrtc::{Answer, Offer, OfferError, Role};
 
 /// Time a peer has to connect.
-const CONNECT_MAX: Duration = Duration::from_secs(10);
+const CONNECT_MAX: Duration = Duration::from_secs(15);
 /// A connected peer says something every few seconds (RFC 7675); one that is silent for this long is gone.
 const SILENCE_MAX: Duration = Duration::from_secs(12);
 /// What is sent without a pause, and the pause: 64 Mb/s. A browser's socket holds some 64 KiB.
