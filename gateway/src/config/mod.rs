@@ -167,6 +167,8 @@ pub enum BrokerCore {
 pub struct Stream {
     /// Pinned threads; 0: one less than the CPUs, at least 1.
     pub threads: usize,
+    /// Above this use of its thread a stream's new viewers are served by another thread, %, 0 to 100. 100: never.
+    pub spill_percent: u64,
     /// Lower bound of the merge window, ms, 0 to 1000. 0: viewers get each frame at once while there is time to spare.
     pub window_min_ms: u64,
     /// Upper bound of the merge window, ms, 0 to 1000: how long bytes for viewers may be collected under load.
@@ -556,6 +558,7 @@ impl Default for Stream {
     fn default() -> Self {
         Self {
             threads: 0,
+            spill_percent: 60,
             window_min_ms: 0,
             window_max_ms: 350,
             gop_kib: 8 * 1024,

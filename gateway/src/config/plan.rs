@@ -74,7 +74,7 @@ impl Check<'_> {
 
     fn ranges(&mut self) {
         let Config { store, broker, stream, hls, gateway, .. } = self.config;
-        let ranges: [(&str, u64, std::ops::RangeInclusive<u64>, &str); 28] = [
+        let ranges: [(&str, u64, std::ops::RangeInclusive<u64>, &str); 29] = [
             ("gateway.memory_mib", gateway.memory_mib, 0..=65_536, "MiB"),
             ("store.commit_ms", store.commit_ms, 0..=1_000, "ms"),
             ("store.commit_kib", store.commit_kib, 4..=4_096, "KiB"),
@@ -87,6 +87,7 @@ impl Check<'_> {
             ("broker.retained_mib", broker.retained_mib, 0..=1_024, "MiB"),
             ("broker.subscriptions_max", broker.subscriptions_max as u64, 1..=10_000, "subscriptions"),
             ("stream.threads", stream.threads as u64, 0..=64, "threads"),
+            ("stream.spill_percent", stream.spill_percent, 0..=100, "%"),
             ("stream.window_min_ms", stream.window_min_ms, 0..=1_000, "ms"),
             ("stream.window_max_ms", stream.window_max_ms, 0..=1_000, "ms"),
             ("stream.gop_kib", stream.gop_kib, 64..=262_144, "KiB"),

@@ -270,6 +270,12 @@ impl Rendition {
         }
     }
 
+    /// How far the viewer that is furthest behind is.
+    pub(super) fn lag_ms(&self) -> u64 {
+        let lag = self.viewers.iter().map(|viewer| viewer.cursor.lag(&self.log)).max().unwrap_or(0);
+        u64::try_from(lag / (CLOCK_HZ / 1000)).unwrap_or(0)
+    }
+
     /// Bytes held in memory.
     pub(super) fn bytes(&self) -> u64 {
         self.log.bytes()

@@ -133,6 +133,8 @@ impl Hub {
         name: &StreamName,
         origin: &Origin,
     ) -> Result<(SharedSource, Generation, CancellationToken), &'static str> {
+        // A replica that has not heard that its stream ended, and lives here now.
+        self.copy_ended(name);
         let found = self.find(name);
         if found.as_ref().is_some_and(|source| source.borrow().is_live()) && !self.rules.takeover {
             return Err("the stream has a publisher, and takeover is off");
@@ -148,13 +150,33 @@ impl Hub {
     }
 
     fn open(self: &Rc<Self>, name: &StreamName) -> SharedSource {
+        self.add(self.source(name))
+    }
+
+    fn source(&self, name: &StreamName) -> Source {
         let camera = Camera::new(name.to_string(), self.reports.clone());
         let treatment = Treatment::new(self.rules.unplayable_audio(name));
-        let source = Source::new(name.clone(), self.rules.keep, treatment, camera, Instant::now());
+        Source::new(name.clone(), self.rules.keep, treatment, camera, Instant::now())
+    }
+
+    fn add(&self, source: Source) -> SharedSource {
         let source = Rc::new(RefCell::new(source));
         self.sources.borrow_mut().push(source.clone());
         self.wake.notify_one();
         source
+    }
+
+    /// A replica of a stream that lives on another thread; `None` when there is no such stream.
+    fn replicate(&self, name: &StreamName) -> Option<SharedSource> {
+        let home = self.shared.home(name).filter(|home| *home != self.index)?;
+        self.seat(home)?.try_send(Order::CopyTo { stream: name.clone(), thread: self.index }).ok()?;
+        Some(self.add(self.source(name).for_replica()))
+    }
+
+    /// The way to another thread.
+    pub(super) fn seat(&self, thread: usize) -> Option<mpsc::Sender<Order>> {
+        let seats = self.shared.seats.get()?.upgrade()?;
+        seats.get(thread).map(|seat| seat.orders.clone())
     }
 
     pub(super) fn refused_publisher(&self) {
@@ -194,9 +216,14 @@ impl Hub {
 
     fn note(&self, source: &SharedSource, news: bool) {
         if news {
-            self.dirty.borrow_mut().push(source.clone());
-            self.wake.notify_one();
+            self.has_news(source);
         }
+    }
+
+    /// The source's viewers are to be visited.
+    pub(super) fn has_news(&self, source: &SharedSource) {
+        self.dirty.borrow_mut().push(source.clone());
+        self.wake.notify_one();
     }
 
     /// The publisher went; its viewers are kept for the grace time.
@@ -215,7 +242,7 @@ impl Hub {
     // --- viewers ---
 
     fn watch(&self, name: &StreamName, container: Container, handover: Handover) {
-        let Some(source) = self.find(name) else {
+        let Some(source) = self.find(name).or_else(|| self.replicate(name)) else {
             self.shared.refused.orphans.fetch_add(1, Ordering::Relaxed);
             self.shared.viewers.fetch_sub(1, Ordering::Relaxed);
             self.shared.settle(name);
@@ -354,10 +381,15 @@ impl Hub {
         let sources = self.sources.borrow().clone();
         for source in &sources {
             let over = source.borrow_mut().sweep(now, self.rules.grace);
-            if over {
+            let replica = source.borrow().is_replica();
+            let home = if replica { self.shared.home(&source.borrow().name) } else { None };
+            if over || (replica && home.is_none_or(|home| home == self.index)) {
                 self.end(source, now);
+            } else if replica {
+                self.shared.publish_share(&source.borrow().name, source.borrow().share(self.index));
             } else {
-                let info = source.borrow().info(&self.thread);
+                let mut info = source.borrow().info(&self.thread);
+                self.shared.add_shares(&source.borrow().name, &mut info);
                 source.borrow_mut().camera.observe(&info, now);
                 self.shared.publish_info(self.index, &source.borrow().name, info);
             }
@@ -387,12 +419,23 @@ impl Hub {
         self.shared.changed();
     }
 
-    fn end(&self, source: &SharedSource, now: Instant) {
+    pub(super) fn end(&self, source: &SharedSource, now: Instant) {
         source.borrow().stop_publisher();
         let tally = source.borrow_mut().end(now);
         self.count(&tally);
         self.sources.borrow_mut().retain(|other| !Rc::ptr_eq(other, source));
         self.dirty.borrow_mut().retain(|other| !Rc::ptr_eq(other, source));
+        if source.borrow().is_replica() {
+            let stream = source.borrow().name.clone();
+            self.shared.publish_share(&stream, source.borrow().share(self.index));
+            self.shared.forget_share(&stream, self.index);
+            if let Some(home) = self.shared.home(&stream).filter(|home| *home != self.index).and_then(|h| self.seat(h))
+            {
+                // Lost, it costs the home a few handles a second until the stream ends.
+                let _unsent = home.try_send(Order::CopyEnough { stream, thread: self.index });
+            }
+            return;
+        }
         self.shared.forget(&source.borrow().name);
         info!(stream = %source.borrow().name, "stream ended");
     }
@@ -429,6 +472,10 @@ pub(super) async fn run(
                 // The asker may have lost patience.
                 let _unheard = reply.send(tap);
             }
+            Order::CopyTo { stream, thread } => hub.copy_to(&stream, thread),
+            Order::CopyEnough { stream, thread } => hub.copy_enough(&stream, thread),
+            Order::Copied { stream, copied } => hub.copied(&stream, copied),
+            Order::CopyEnded { stream } => hub.copy_ended(&stream),
             Order::Close { stream, reply } => {
                 let source = hub.find(&stream);
                 if let Some(source) = &source {

@@ -29,6 +29,10 @@ pub struct StreamInfo {
     /// Time between the last two key frames, ms.
     pub key_interval_ms: u64,
     pub viewers: usize,
+    /// Of these, served by other stream threads than the stream's own.
+    pub viewers_elsewhere: usize,
+    /// How far the viewer that is furthest behind is, media time.
+    pub lag_ms: u64,
     /// Bytes kept since the last key frame, in units and in every container in use.
     pub kept_bytes: u64,
     pub counters: StreamCounters,
@@ -88,6 +92,20 @@ pub struct StreamCounters {
     pub viewers_dismissed: u64,
     /// Camera reports that found the intake full.
     pub reports_dropped: u64,
+}
+
+impl StreamCounters {
+    /// Adds what was done for viewers elsewhere.
+    pub(super) fn add_viewers(&mut self, other: &Self) {
+        self.bytes_out += other.bytes_out;
+        self.skips += other.skips;
+        self.viewers_left += other.viewers_left;
+        self.viewers_stalled += other.viewers_stalled;
+        self.viewers_slow += other.viewers_slow;
+        self.viewers_fault += other.viewers_fault;
+        self.viewers_ended += other.viewers_ended;
+        self.viewers_dismissed += other.viewers_dismissed;
+    }
 }
 
 /// A reader of the stream's units.

@@ -2,8 +2,8 @@
 //!
 //! Each stream lives on one pinned thread, from its first publisher until its last grace time: ingest (`ingest.rs`),
 //! what is kept (`recent.rs`, `log.rs`, `gop.rs`), viewers (`cursor.rs`, `viewer.rs`, `fanout.rs`, `audience.rs`),
-//! audio that has to become another (`sound.rs`, `transcode.rs`) and the camera as a thing (`camera.rs`). Tasks of the
-//! control plane take units out by a `tap.rs` and put them in by a `feed.rs`. The threads share nothing but the directory in
+//! audio that has to become another (`sound.rs`, `transcode.rs`) and the camera as a thing (`camera.rs`); a stream hotter
+//! than one core spills to others (`spill.rs`). Tasks of the control plane take units out by a `tap.rs` and put them in by a `feed.rs`. The threads share nothing but the directory in
 //! here, which says which stream is where. A connection arrives as a [`Handover`] when its protocol has said what it wants.
 //!
 //! Must not be in here: protocols, admission, listeners.
@@ -24,6 +24,7 @@ mod socket;
 mod sockets;
 mod sound;
 mod source;
+mod spill;
 mod tap;
 mod timeline;
 mod transcode;
@@ -34,7 +35,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -53,6 +54,7 @@ pub use self::feed::{Feed, Parted};
 use self::gop::Keep;
 pub use self::info::{AudioInfo, Refused, StreamCounters, StreamInfo, TapInfo, ThreadInfo, VideoInfo};
 pub use self::socket::Parked;
+use self::spill::{Copied, Share};
 pub use self::tap::{Tap, TapKind, TapRules, Tapped};
 use crate::config;
 use crate::hooks::Stay;
@@ -115,7 +117,10 @@ impl StreamCore {
             seats.push(Seat { orders: send });
             joins.push(join);
         }
-        Ok(Self { shared, seats: seats.into(), joins: Arc::new(Mutex::new(joins)), tasks: tasks.clone() })
+        let seats: Arc<[Seat]> = seats.into();
+        // Weak: the threads end when the last handle of the core is gone.
+        let _first = shared.seats.set(Arc::downgrade(&seats));
+        Ok(Self { shared, seats, joins: Arc::new(Mutex::new(joins)), tasks: tasks.clone() })
     }
 
     /// Waits until the stream is there, at most the configured time. For viewers, before they are admitted.
@@ -222,7 +227,7 @@ impl StreamCore {
             return Err(Refusal::Limit(format!("{} viewers", self.shared.rules.viewers_max)));
         }
         home.arrivals += 1;
-        Ok(home.thread)
+        Ok(spill::seat(home.thread, &lock(&self.shared.threads), &self.shared.rules))
     }
 
     /// Changes when a stream appears, loses its publisher or ends: look again with [`list`](Self::list).
@@ -324,13 +329,54 @@ struct Stopped;
 
 /// What a thread is told.
 enum Order {
-    Publish { stream: StreamName, handover: Box<Handover> },
-    Watch { stream: StreamName, container: Container, handover: Box<Handover> },
-    Feed { stream: StreamName, origin: String, reply: oneshot::Sender<Result<Feed, Refusal>> },
-    Tap { stream: StreamName, rules: TapRules, reply: oneshot::Sender<Option<Tap>> },
-    Close { stream: StreamName, reply: oneshot::Sender<bool> },
-    Viewers { stream: StreamName, reply: oneshot::Sender<Vec<ViewerInfo>> },
-    CloseViewer { stream: StreamName, id: u64, reply: oneshot::Sender<bool> },
+    Publish {
+        stream: StreamName,
+        handover: Box<Handover>,
+    },
+    Watch {
+        stream: StreamName,
+        container: Container,
+        handover: Box<Handover>,
+    },
+    Feed {
+        stream: StreamName,
+        origin: String,
+        reply: oneshot::Sender<Result<Feed, Refusal>>,
+    },
+    Tap {
+        stream: StreamName,
+        rules: TapRules,
+        reply: oneshot::Sender<Option<Tap>>,
+    },
+    /// From a thread that got a viewer of another one's stream; then to it, and what ends it on either side.
+    CopyTo {
+        stream: StreamName,
+        thread: usize,
+    },
+    Copied {
+        stream: StreamName,
+        copied: Vec<Copied>,
+    },
+    CopyEnough {
+        stream: StreamName,
+        thread: usize,
+    },
+    CopyEnded {
+        stream: StreamName,
+    },
+    Close {
+        stream: StreamName,
+        reply: oneshot::Sender<bool>,
+    },
+    Viewers {
+        stream: StreamName,
+        reply: oneshot::Sender<Vec<ViewerInfo>>,
+    },
+    CloseViewer {
+        stream: StreamName,
+        id: u64,
+        reply: oneshot::Sender<bool>,
+    },
     Probe(oneshot::Sender<()>),
     Stop(oneshot::Sender<()>),
 }
@@ -346,6 +392,7 @@ struct Rules {
     wait_max: Duration,
     grace: Duration,
     takeover: bool,
+    spill_percent: u64,
     sources_max: usize,
     viewers_max: usize,
     unplayable_audio: config::UnplayableAudio,
@@ -363,6 +410,7 @@ impl Rules {
             wait_max: Duration::from_secs(config.wait_max_seconds),
             grace: Duration::from_secs(config.grace_seconds),
             takeover: config.takeover,
+            spill_percent: config.spill_percent,
             sources_max: config.sources_max,
             viewers_max: config.viewers_max,
             unplayable_audio: config.unplayable_audio,
@@ -382,11 +430,15 @@ struct Home {
     /// Connections on their way to the thread: while there are any, the name stays where it is.
     arrivals: usize,
     info: Option<StreamInfo>,
+    /// What its replicas on other threads did.
+    shares: Vec<Share>,
+    /// The same of replicas that are no more.
+    spilled: StreamCounters,
 }
 
 impl Home {
     fn new(thread: usize) -> Self {
-        Self { thread, arrivals: 0, info: None }
+        Self { thread, arrivals: 0, info: None, shares: Vec::new(), spilled: StreamCounters::default() }
     }
 
     fn live(&self) -> bool {
@@ -441,6 +493,8 @@ struct Shared {
     changes: watch::Sender<()>,
     viewers: AtomicUsize,
     viewer_ids: AtomicU64,
+    /// The ways from thread to thread.
+    seats: OnceLock<Weak<[Seat]>>,
     refused: RefusedCounts,
 }
 
@@ -457,6 +511,7 @@ impl Shared {
             wants: watch::channel(()).0,
             viewers: AtomicUsize::new(0),
             viewer_ids: AtomicU64::new(1),
+            seats: OnceLock::new(),
             refused: RefusedCounts::default(),
         }
     }
@@ -505,6 +560,41 @@ impl Shared {
     }
 
     /// The stream is no more, unless somebody is on the way to it.
+    fn home(&self, stream: &StreamName) -> Option<usize> {
+        self.directory().get(stream).filter(|home| home.info.is_some()).map(|home| home.thread)
+    }
+
+    /// A replica's figures, for its stream's.
+    fn publish_share(&self, stream: &StreamName, share: Share) {
+        if let Some(home) = self.directory().get_mut(stream) {
+            home.shares.retain(|other| other.thread != share.thread);
+            home.shares.push(share);
+        }
+    }
+
+    fn forget_share(&self, stream: &StreamName, thread: usize) {
+        if let Some(home) = self.directory().get_mut(stream) {
+            home.shares
+                .iter()
+                .filter(|share| share.thread == thread)
+                .for_each(|share| home.spilled.add_viewers(&share.counters));
+            home.shares.retain(|share| share.thread != thread);
+        }
+    }
+
+    /// Adds what replicas did.
+    fn add_shares(&self, stream: &StreamName, info: &mut StreamInfo) {
+        let directory = self.directory();
+        let Some(home) = directory.get(stream) else { return };
+        info.counters.add_viewers(&home.spilled);
+        for share in &home.shares {
+            info.viewers += share.viewers;
+            info.lag_ms = info.lag_ms.max(share.lag_ms);
+            info.viewers_elsewhere += share.viewers;
+            info.counters.add_viewers(&share.counters);
+        }
+    }
+
     fn forget(&self, stream: &StreamName) {
         let mut directory = self.directory();
         if let Some(home) = directory.get_mut(stream) {

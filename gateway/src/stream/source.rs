@@ -6,8 +6,10 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use protocols::media::{Change, Codec, Container, Hevc, Kind, Picture, Sound, StreamName, Track, Tracks, Unit};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::Order;
 use super::audience::ViewerInfo;
 use super::camera::Camera;
 use super::fanout::{Patience, Pick, Place, Rendition, Round, Tally, visit};
@@ -17,6 +19,7 @@ use super::hub::Origin;
 use super::info::{AudioInfo, StreamCounters, StreamInfo, VideoInfo};
 use super::recent::Recent;
 use super::sound::{Treated, Treatment};
+use super::spill::{self, Copied, Replica, Share};
 use super::tap::{Spout, Tap, TapRules, Tapped};
 use super::timeline::Timeline;
 use super::viewer::{Closed, Viewer};
@@ -27,6 +30,16 @@ const IDLE_MAX: Duration = Duration::from_secs(10);
 /// A publisher's place at a stream; void once another took over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Generation(u64);
+
+/// Where the stream's publisher is.
+#[derive(Debug)]
+enum Role {
+    Home,
+    /// On another thread; this serves viewers, and nobody since then.
+    Replica {
+        idle_since: Option<Instant>,
+    },
+}
 
 /// The publisher of the moment.
 #[derive(Debug)]
@@ -56,6 +69,9 @@ pub(super) struct Source {
     recent: Recent,
     renditions: Vec<Rendition>,
     taps: Vec<Spout>,
+    /// Other threads that serve viewers of this stream.
+    replicas: Vec<Replica>,
+    role: Role,
     figures: Figures,
     pub(super) counters: StreamCounters,
     pub(super) camera: Camera,
@@ -81,6 +97,8 @@ impl Source {
             recent: Recent::new(keep),
             renditions: Vec::new(),
             taps: Vec::new(),
+            replicas: Vec::new(),
+            role: Role::Home,
             figures: Figures::new(now),
             counters: StreamCounters::default(),
             camera,
@@ -109,6 +127,7 @@ impl Source {
         self.recent.restart();
         self.keyless = true;
         self.taps.iter_mut().for_each(|tap| tap.say(Tapped::Published));
+        self.replicas.iter_mut().for_each(Replica::published);
         Generation(self.generation)
     }
 
@@ -167,6 +186,11 @@ impl Source {
             self.counters.repeated_configs += 1;
             return false;
         }
+        self.spread(&unit, told, patience, phases)
+    }
+
+    /// Gives a unit to all who want it; `true` when viewers should be visited for it.
+    fn spread(&mut self, unit: &Unit, told: Change, patience: &Patience, phases: usize) -> bool {
         let mark = match (unit.track, unit.kind) {
             (Track::Data, _) | (_, Kind::Config) => Mark::Config,
             (Track::Video, Kind::Key) => Mark::Key,
@@ -179,20 +203,24 @@ impl Source {
             self.figures.key(unit.dts_90k);
         } else if told == Change::New || !self.told.has_video() {
             // A track that came late is news to those who join at an older key frame too.
-            self.key_tracks.note(&unit);
+            self.key_tracks.note(unit);
         }
         if mark == Mark::Key || told != Change::None {
             self.renditions.iter_mut().for_each(Rendition::tracks_changed);
         }
-        self.counters.gops_over_limit += u64::from(self.recent.push(mark, &unit));
+        self.counters.gops_over_limit += u64::from(self.recent.push(mark, unit));
         for (at, rendition) in self.renditions.iter_mut().enumerate() {
-            let place = rendition.append(&unit, mark, &self.key_tracks, patience);
+            let place = rendition.append(unit, mark, &self.key_tracks, patience);
             if at == 0 {
                 self.recent.follow(rendition.log(), self.recent.len().saturating_sub(1), place);
             }
         }
         for tap in &mut self.taps {
-            tap.offer(mark, &unit, &self.key_tracks);
+            tap.offer(mark, unit, &self.key_tracks);
+        }
+        if !self.replicas.is_empty() {
+            self.replicas.iter_mut().for_each(|replica| replica.add(mark, unit));
+            self.tell_replicas();
         }
         let watched = self.renditions.iter().any(|rendition| !rendition.viewers.is_empty());
         watched && std::mem::replace(&mut self.due, phases) == 0
@@ -240,14 +268,68 @@ impl Source {
         self.renditions.len() - 1
     }
 
+    // --- replicas on other threads ---
+
+    /// Is another thread's stream from here on.
+    pub(super) fn for_replica(mut self) -> Self {
+        self.role = Role::Replica { idle_since: None };
+        self
+    }
+
+    pub(super) fn is_replica(&self) -> bool {
+        matches!(self.role, Role::Replica { .. })
+    }
+
+    /// Lets another thread have the stream too, from the newest key frame on.
+    pub(super) fn copy_to(&mut self, thread: usize, orders: mpsc::Sender<Order>) {
+        self.copy_enough(thread);
+        let replica = Replica::new(thread, orders, self.keep, self.backlog().into_iter());
+        self.replicas.push(replica);
+        self.tell_replicas();
+    }
+
+    pub(super) fn copy_enough(&mut self, thread: usize) {
+        self.replicas.retain(|replica| replica.thread != thread);
+    }
+
+    fn tell_replicas(&mut self) {
+        self.replicas.retain_mut(|replica| replica.send(&self.name));
+    }
+
+    /// Takes what the stream's own thread took; `true` when viewers should be visited for it.
+    pub(super) fn copied(&mut self, copied: Copied, patience: &Patience, phases: usize) -> bool {
+        match copied {
+            Copied::Published => {
+                self.tracks = Tracks::default();
+                self.recent.restart();
+                false
+            }
+            Copied::Unit(unit) => {
+                self.figures.bytes(unit.data.len());
+                self.tracks.note(&unit);
+                let told = self.told.note(&unit);
+                self.spread(&unit, told, patience, phases)
+            }
+        }
+    }
+
+    /// What this replica adds to the stream's figures.
+    pub(super) fn share(&self, thread: usize) -> Share {
+        Share { thread, viewers: self.viewers(), lag_ms: self.lag_ms(), counters: self.counters }
+    }
+
     /// Lets units out to a task elsewhere, from the newest key frame on.
     pub(super) fn tap(&mut self, rules: TapRules) -> Tap {
-        let begins = self.recent.units().next().map_or(self.timeline.now_90k(), |(_, unit)| unit.dts_90k);
-        let configs = self.key_tracks.head(begins, begins);
-        let backlog: VecDeque<_> = configs.chain(self.recent.units().map(|(_, unit)| unit.clone())).collect();
-        let (spout, tap) = Spout::open(rules, backlog);
+        let (spout, tap) = Spout::open(rules, self.backlog());
         self.taps.push(spout);
         tap
+    }
+
+    /// The configurations and what was published since the newest key frame.
+    fn backlog(&self) -> VecDeque<Unit> {
+        let begins = self.recent.units().next().map_or(self.timeline.now_90k(), |(_, unit)| unit.dts_90k);
+        let configs = self.key_tracks.head(begins, begins);
+        configs.chain(self.recent.units().map(|(_, unit)| unit.clone())).collect()
     }
 
     /// Whether a pass has to look at this source; a phase of a pass counts the news down.
@@ -308,8 +390,15 @@ impl Source {
             rendition.close(now, Closed::Ended, &mut tally);
         }
         self.taps.clear();
+        self.replicas.iter().for_each(|replica| replica.end(&self.name));
+        self.replicas.clear();
         self.note(&tally);
         tally
+    }
+
+    /// How far the viewer that is furthest behind is.
+    fn lag_ms(&self) -> u64 {
+        self.renditions.iter().map(Rendition::lag_ms).max().unwrap_or(0)
     }
 
     pub(super) fn viewers(&self) -> usize {
@@ -335,6 +424,11 @@ impl Source {
         if first != self.renditions.first().map(|rendition| rendition.container) {
             self.recent.follow_anew();
         }
+        let watched = !self.renditions.iter().all(|rendition| rendition.viewers.is_empty());
+        if let Role::Replica { idle_since } = &mut self.role {
+            *idle_since = if watched { None } else { idle_since.or(Some(now)) };
+            return idle_since.is_some_and(|since| now.duration_since(since) >= spill::IDLE_MAX);
+        }
         self.gone_since.is_some_and(|since| now.duration_since(since) >= grace)
     }
 
@@ -357,6 +451,8 @@ impl Source {
             bits_per_second: if self.is_live() { self.figures.bits_per_second() } else { 0 },
             key_interval_ms: (self.figures.key_interval / 90) as u64,
             viewers: self.viewers(),
+            viewers_elsewhere: 0,
+            lag_ms: self.lag_ms(),
             kept_bytes: kept + self.recent.own_bytes(),
             counters: StreamCounters { reports_dropped: self.camera.dropped, ..self.counters },
             taps: self.taps.iter().map(Spout::info).collect(),

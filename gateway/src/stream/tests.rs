@@ -469,6 +469,40 @@ async fn viewers_are_listed_with_what_they_got_and_closed_by_number() {
 }
 
 #[tokio::test]
+async fn a_hot_stream_spills_to_another_thread_and_its_viewers_see_no_difference() {
+    let rig = Rig::new(|config| config.spill_percent = 0);
+    let mut push = rig.publish().await;
+    push.begin();
+    push.send(&[frame(Kind::Key, 0, 1000), frame(Kind::Delta, 40, 500)]);
+    rig.until(|info| info.counters.video_frames == 2).await;
+    let (mut flv, mut rtmp) = (rig.watch(Container::Flv), rig.watch(Container::Rtmp));
+    assert_eq!(flv.frames(2), [frame(Kind::Key, 0, 1000), frame(Kind::Delta, 40, 500)], "all since the key frame");
+    let listed = rig.core.viewers(&Rig::name()).await;
+    let home = rig.core.list()[0].thread.clone();
+    assert_eq!(listed.len(), 2);
+    assert!(listed.iter().all(|viewer| viewer.thread != home), "{listed:#?}, home is {home}");
+    rig.until(|info| info.viewers == 2 && info.viewers_elsewhere == 2 && info.counters.bytes_out > 3000).await;
+
+    // Another publisher: the viewers over there stay, and time goes on.
+    let mut next = rig.publish().await;
+    next.begin();
+    next.send(&[frame(Kind::Key, 0, 2000), frame(Kind::Delta, 40, 700)]);
+    let after = flv.frames(2);
+    assert_eq!(after.iter().map(|unit| unit.data.len()).collect::<Vec<_>>(), [2004, 704]);
+    assert!(after[0].dts_90k > 40 * 90 && after[1].dts_90k == after[0].dts_90k + 3600);
+
+    assert!(rig.core.close_viewer(&Rig::name(), listed[1].id).await, "found on its thread");
+    rtmp.socket.read_to_end(&mut Vec::new()).unwrap();
+    rig.until(|info| info.viewers == 1 && info.counters.viewers_dismissed == 1).await;
+    assert!(rig.core.end(&Rig::name()).await);
+    assert_eq!(flv.next_frame(), None, "the end of the stream is the end there too");
+    assert!(next.is_closed());
+    assert!(rig.core.list().is_empty(), "the publisher's own end does not bring it back");
+    assert!(rig.core.viewers(&Rig::name()).await.is_empty());
+    rig.close().await;
+}
+
+#[tokio::test]
 async fn limits_turn_away_what_is_too_much() {
     let rig = Rig::new(|config| (config.viewers_max, config.sources_max) = (1, 1));
     let mut push = rig.publish().await;
