@@ -21,6 +21,7 @@ use crate::intake::Intake;
 use crate::metrics::Metrics;
 use crate::outlet::{Means, Outlets, Voice};
 use crate::pull;
+use crate::record::Recorder;
 use crate::relay::Relays;
 use crate::stream::StreamCore;
 use crate::threads::Tasks;
@@ -47,6 +48,7 @@ pub struct App {
     pub upstreams: Vec<Upstream>,
     /// The listeners' certificates.
     certificates: Vec<ServerTls>,
+    outlets: Outlets,
     tasks: Tasks,
 }
 
@@ -90,7 +92,8 @@ impl App {
             voice: means.voice.clone(),
         };
         pull::start(&plan.config.pulls, &pulls);
-        let outlets = Outlets::start(means, relays, intake.events());
+        let recorder = Recorder::start(&plan.config.records, &plan.config.store.path, means.voice.clone())?;
+        let outlets = Outlets::start(means, relays, recorder, intake.events());
         tasks.spawn("cameras", cameras::run(intake.clone(), outlets.clone(), camera_reports));
         tasks.spawn("latest", save_latest(devices.clone(), tasks.clone()));
         let hls = Hls::new(&plan.config.hls, streams.clone(), tasks.clone(), metrics.clone());
@@ -113,7 +116,7 @@ impl App {
         let parts = admin::Parts::of(&plan.gateway_id, &services, views, ups, webrtc, &outlets, store_bytes_max);
         let admin = admin::start(&plan.config.admin, plan.admin_tls, parts, &tasks).await?;
         info!(gateway = %plan.gateway_id, took = ?started.elapsed(), "started");
-        Ok(Self { services, bound, admin, upstreams, certificates, tasks })
+        Ok(Self { services, bound, admin, upstreams, certificates, outlets, tasks })
     }
 
     /// Reads the certificates of all listeners again where their files have changed.
@@ -129,6 +132,9 @@ impl App {
         // The streams' threads first: the task that takes the cameras' reports ends with them.
         self.services.streams.close().await;
         self.tasks.join(STOP_TIME_MAX).await;
+        if let Some(recorder) = self.outlets.recorder() {
+            recorder.close(&self.tasks).await;
+        }
         self.services.intake.finish().await;
         self.services.intake.devices().save_latest();
         self.services.bus.close().await;

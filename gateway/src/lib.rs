@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod outlet;
 pub mod pull;
 pub mod receive;
+pub mod record;
 pub mod relay;
 pub mod signing;
 pub mod sim;

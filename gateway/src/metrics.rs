@@ -138,6 +138,13 @@ figures! {
     RelayConnections "relay_connections_total" SampledCounter ["stream", "url"] "Connections the relay made";
     RelayBytes "relay_bytes_total" SampledCounter ["stream", "url"] "Bytes of media the relay sent";
     RelaySkipped "relay_skipped_units_total" SampledCounter ["stream", "url"] "Access units the relay left out: its server was too slow, or its budget too small";
+    RecordActive "record_active" SampledGauge ["stream", "rule"] "1 while the stream is kept on disk by the rule";
+    RecordBytes "record_bytes_total" SampledCounter ["stream", "rule"] "Bytes of recordings written";
+    RecordWrites "record_writes_total" SampledCounter ["stream", "rule"] "Writes to recordings, each made durable at once unless sync is off";
+    RecordSkipped "record_skipped_units_total" SampledCounter ["stream", "rule"] "Access units and pieces that are not in a recording: the disk was too slow";
+    RecordRemoved "record_removed_total" SampledCounter ["stream", "rule"] "Recordings removed to make room for this stream's";
+    Recordings "recordings" SampledGauge ["rule"] "Recordings on disk";
+    RecordingsBytes "recordings_bytes" SampledGauge ["rule"] "Bytes of recordings on disk";
     AlarmsMissed "alarms_missed_total" Counter [] "Events that came too fast to be looked at as alarms of relays and recordings";
     OutletReportsDropped "outlet_reports_dropped_total" Counter [] "Words of relays and recordings about cameras that found the intake full";
     HlsStreams "hls_streams" SampledGauge [] "Streams kept in memory for HLS";

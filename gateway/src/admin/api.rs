@@ -8,14 +8,14 @@ use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 use device_models::{Order, Value};
 use serde::Deserialize;
 use serde_json::{Value as Json_, json};
 
 use super::parts::ThingView;
 use super::problem::Problem;
-use super::{Console, streams};
+use super::{Console, recordings, streams};
 use crate::metrics;
 
 /// Bytes of a request's body.
@@ -42,6 +42,9 @@ pub(super) fn routes() -> Vec<Route> {
         route("get", "/api/v1/things/{id}", get(thing)),
         route("post", "/api/v1/things/{id}/properties", post(write)),
         route("post", "/api/v1/things/{id}/actions/{name}", post(invoke)),
+        route("get", "/api/v1/recordings", get(recordings::list)),
+        route("get", "/api/v1/recordings/{id}", get(recordings::play)),
+        route("delete", "/api/v1/recordings/{id}", delete(recordings::remove)),
         route("get", "/api/v1/upstreams", get(upstreams)),
         route("get", "/api/v1/store", get(store)),
         route("get", "/api/v1/live", get(live)),

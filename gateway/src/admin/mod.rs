@@ -11,6 +11,7 @@ mod live;
 mod page;
 pub mod parts;
 mod problem;
+mod recordings;
 mod streams;
 mod webrtc;
 mod wiring;
@@ -59,6 +60,7 @@ struct Console {
     started: Instant,
     started_us: i64,
     orders: Arc<AtomicU64>,
+    tasks: Tasks,
 }
 
 /// Starts the console where `config.listen` says; `None` when it says nowhere. It ends with `tasks`.
@@ -85,6 +87,7 @@ pub async fn start(
         started: Instant::now(),
         started_us: crate::clock::now_us(),
         orders: Arc::default(),
+        tasks: tasks.clone(),
     });
     let stopping = tasks.clone();
     let service = router.into_make_service_with_connect_info::<door::From>();

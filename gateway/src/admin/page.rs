@@ -19,6 +19,11 @@ pub(super) const ASSETS: &[Asset] = &[
     Asset { path: "/things.js", kind: "text/javascript; charset=utf-8", bytes: include_bytes!("page/things.js") },
     Asset { path: "/cameras.js", kind: "text/javascript; charset=utf-8", bytes: include_bytes!("page/cameras.js") },
     Asset { path: "/whep.js", kind: "text/javascript; charset=utf-8", bytes: include_bytes!("page/whep.js") },
+    Asset {
+        path: "/recordings.js",
+        kind: "text/javascript; charset=utf-8",
+        bytes: include_bytes!("page/recordings.js"),
+    },
     Asset { path: "/style.css", kind: "text/css; charset=utf-8", bytes: include_bytes!("page/style.css") },
     Asset { path: "/icon.svg", kind: "image/svg+xml", bytes: include_bytes!("page/icon.svg") },
     Asset {

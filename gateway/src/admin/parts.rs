@@ -13,6 +13,7 @@ use serde::Serialize;
 use tokio::sync::broadcast;
 
 use crate::metrics::Metrics;
+use crate::record::{RecordInfo, Recorder};
 use crate::stream::ViewerInfo;
 use crate::webrtc::Webrtc;
 
@@ -54,6 +55,8 @@ pub struct Parts {
     pub store: Read<StoreView>,
     pub live: Read<broadcast::Receiver<Arc<Message>>>,
     pub order: SendOrder,
+    /// What is kept of streams on disk, if any rule keeps some.
+    pub recorder: Option<Recorder>,
     /// Where browsers' offers go; `None`: no WebRTC here.
     pub webrtc: Option<Webrtc>,
     /// An error says why the gateway cannot do its work now.
@@ -143,6 +146,8 @@ pub struct StreamView {
     /// Timestamps of the publisher that were corrected.
     pub times_fixed: u64,
     pub relays: Vec<RelayView>,
+    /// Each rule that keeps it on disk.
+    pub records: Vec<RecordInfo>,
 }
 
 #[derive(Debug, Clone, Serialize)]

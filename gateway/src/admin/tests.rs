@@ -56,6 +56,7 @@ async fn start_console(token: Option<&str>) -> Running {
     let sent = Sent::default();
     let (feed, orders) = (live.clone(), Arc::clone(&sent));
     let parts = Parts {
+        recorder: None,
         gateway: Arc::from("gate-a"),
         metrics: metrics.clone(),
         adapters: vec![AdapterView {

@@ -13,6 +13,7 @@ use crate::bus::{Bus, Happening};
 use crate::devices::ThingState;
 use crate::metrics::{Figure, Metrics, Sample};
 use crate::outlet::Outlets;
+use crate::record::{RecordInfo, Recorder};
 use crate::relay::RelayInfo;
 use crate::stream::{StreamCore, StreamInfo};
 use crate::transport::{Adapter, Listen, Services};
@@ -39,6 +40,7 @@ impl Parts {
         let (streams, bus, ready) = (services.streams.clone(), services.bus.clone(), services.bus.clone());
         let (intake, outlets) = (services.intake.clone(), outlets.clone());
         Self {
+            recorder: outlets.recorder().cloned(),
             gateway: Arc::from(gateway),
             metrics: services.metrics.clone(),
             adapters,
@@ -176,7 +178,8 @@ fn kind(kind: &Kind) -> &'static str {
 
 fn stream_view(info: &StreamInfo, outlets: &Outlets) -> StreamView {
     let (width, height) = info.video.as_ref().map_or((0, 0), |video| (video.width, video.height));
-    let relays = outlets.info(&info.name).relays.into_iter().map(|relay| RelayView {
+    let own = outlets.info(&info.name);
+    let relays = own.relays.into_iter().map(|relay| RelayView {
         url: relay.url,
         state: relay.state.as_str(),
         reason: relay.reason,
@@ -204,6 +207,7 @@ fn stream_view(info: &StreamInfo, outlets: &Outlets) -> StreamView {
         faults: info.counters.faults,
         times_fixed: info.counters.times_fixed,
         relays: relays.collect(),
+        records: own.records,
     }
 }
 
@@ -261,6 +265,8 @@ fn sample(services: &Services, outlets: &Outlets, store_bytes_max: u64) {
     let streams = services.streams.clone();
     metrics.sample(move || streams.list().iter().flat_map(stream_figures).collect());
     let (streams, outlets) = (services.streams.clone(), outlets.clone());
+    let kept = outlets.clone();
+    metrics.sample(move || kept_figures(&kept));
     metrics.sample(move || streams.list().iter().flat_map(|info| outlet_figures(&info.name, &outlets)).collect());
     let (streams, devices) = (services.streams.clone(), services.intake.devices().clone());
     let started = Instant::now();
@@ -325,7 +331,7 @@ fn stream_figures(info: &StreamInfo) -> Vec<Sample> {
 }
 
 fn outlet_figures(stream: &str, outlets: &Outlets) -> Vec<Sample> {
-    let relays = outlets.info(stream).relays;
+    let own = outlets.info(stream);
     let of_relay = |relay: RelayInfo| {
         let one = |figure, value: f64| Sample::new(figure, &[stream, relay.url.as_str()], value);
         [
@@ -335,7 +341,26 @@ fn outlet_figures(stream: &str, outlets: &Outlets) -> Vec<Sample> {
             one(Figure::RelaySkipped, relay.skipped as f64),
         ]
     };
-    relays.into_iter().flat_map(of_relay).collect()
+    let of_record = |record: RecordInfo| {
+        let one = |figure, value: f64| Sample::new(figure, &[stream, record.rule.as_str()], value);
+        [
+            one(Figure::RecordActive, f64::from(u8::from(record.is_recording()))),
+            one(Figure::RecordBytes, record.bytes as f64),
+            one(Figure::RecordWrites, record.writes as f64),
+            one(Figure::RecordSkipped, record.skipped as f64),
+            one(Figure::RecordRemoved, record.removed as f64),
+        ]
+    };
+    own.relays.into_iter().flat_map(of_relay).chain(own.records.into_iter().flat_map(of_record)).collect()
+}
+
+fn kept_figures(outlets: &Outlets) -> Vec<Sample> {
+    let kept = outlets.recorder().map(Recorder::kept).unwrap_or_default();
+    let of_rule = |(rule, count, bytes): (String, u64, u64)| {
+        let one = |figure, value: u64| Sample::new(figure, &[rule.as_str()], value as f64);
+        [one(Figure::Recordings, count), one(Figure::RecordingsBytes, bytes)]
+    };
+    kept.into_iter().flat_map(of_rule).collect()
 }
 
 fn note_threads(streams: &StreamCore, metrics: &Metrics) {

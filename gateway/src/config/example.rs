@@ -50,7 +50,8 @@ mod tests {
             .filter(|key| key.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
             // The lists of the tree itself are written as [[adapter]] and so on.
             .filter(|key| {
-                !["adapters", "devices", "credentials", "upstreams", "relays", "pulls", "rules", "alarms"].contains(key)
+                !["adapters", "devices", "credentials", "upstreams", "relays", "records", "pulls", "rules", "alarms"]
+                    .contains(key)
                     || *key == "devices"
             })
             .collect();

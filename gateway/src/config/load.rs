@@ -13,8 +13,8 @@ use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 use super::problem::{Place, Places, Problem, Problems};
 use super::{
-    Adapter, Admin, Alarm, Broker, Config, Credential, Device, Gateway, Hls, Hooks, Pull, Relay, Rule, Store, Stream,
-    Upstream, Webrtc,
+    Adapter, Admin, Alarm, Broker, Config, Credential, Device, Gateway, Hls, Hooks, Pull, Record, Relay, Rule, Store,
+    Stream, Upstream, Webrtc,
 };
 
 /// Bytes of one file: a configuration is not data.
@@ -25,7 +25,7 @@ const TABLE_ERRORS_MAX: usize = 64;
 const FILES_MAX: usize = 256;
 
 const TABLES: &[&str] = &["gateway", "store", "admin", "broker", "stream", "webrtc", "hls", "hooks"];
-const LISTS: &[&str] = &["adapter", "device", "credential", "upstream", "relay", "pull", "rule", "alarm"];
+const LISTS: &[&str] = &["adapter", "device", "credential", "upstream", "relay", "pull", "record", "rule", "alarm"];
 
 /// A configuration and where each of its keys stands.
 #[derive(Debug, Clone, Default)]
@@ -170,6 +170,7 @@ impl Reader {
             "pull" => errors::<Pull>(value),
             "rule" => errors::<Rule>(value),
             "alarm" => errors::<Alarm>(value),
+            "record" => errors::<Record>(value),
             _ => errors::<Relay>(value),
         };
         for Found { key, span, what } in found {

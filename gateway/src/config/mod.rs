@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use device_models::wire;
 use serde::Deserialize;
 
-pub use self::outlet::{AlarmEvent, OverBudget, Relay, When};
+pub use self::outlet::{AlarmEvent, Format, OverBudget, Record, Relay, When};
 pub use self::rules::{Alarm, Reporting, Rule, Take};
 
 /// The whole configuration: `sluicegate.toml` plus `conf.d/*.toml`.
@@ -43,6 +43,8 @@ pub struct Config {
     pub relays: Vec<Relay>,
     #[serde(rename = "pull")]
     pub pulls: Vec<Pull>,
+    #[serde(rename = "record")]
+    pub records: Vec<Record>,
     #[serde(rename = "rule")]
     pub rules: Vec<Rule>,
     #[serde(rename = "alarm")]

@@ -1,4 +1,4 @@
-//! Settings of what leaves a stream by rule: `[[relay]]`, and when it runs.
+//! Settings of what leaves a stream by rule: `[[relay]]` and `[[record]]`, and when they run.
 
 use std::path::PathBuf;
 
@@ -28,14 +28,52 @@ pub struct Relay {
     pub over_budget: OverBudget,
 }
 
-/// When a relay runs.
+/// A stream kept on disk.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// The rule's name, and its folder under `path`: letters, digits, `-`, `_`.
+    pub name: String,
+    /// Stream name, or `live/*`.
+    pub stream: String,
+    #[serde(default)]
+    pub when: When,
+    #[serde(default)]
+    pub alarms: Vec<AlarmEvent>,
+    #[serde(default = "hold_seconds")]
+    pub hold_seconds: u64,
+    #[serde(default)]
+    pub format: Format,
+    /// Folder of all recordings; absent: `recordings` in the store's folder.
+    pub path: Option<PathBuf>,
+    /// A new file begins at the first key frame after this time, seconds, 1 to 3600.
+    #[serde(default = "Record::segment_seconds")]
+    pub segment_seconds: u64,
+    /// What was published is written in one piece after this time, seconds, 1 to 30: what a power cut can cost.
+    #[serde(default = "Record::flush_seconds")]
+    pub flush_seconds: u64,
+    /// Whether each piece is made durable at once (fdatasync); false: when the kernel likes.
+    #[serde(default = "Record::sync")]
+    pub sync: bool,
+    /// Bytes of all recordings of the rule, MiB: beyond it the oldest go.
+    #[serde(default = "Record::cap_mib")]
+    pub cap_mib: u64,
+    /// Recordings older than this go, hours; 0: never.
+    #[serde(default)]
+    pub age_max_hours: u64,
+    /// Free space that is left to the rest of the box, MiB: below it the oldest go, then the recording pauses.
+    #[serde(default = "Record::free_min_mib")]
+    pub free_min_mib: u64,
+}
+
+/// When a relay or a recording runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum When {
     /// While the stream has a publisher.
     #[default]
     Always,
-    /// While an order (`relayStart` of the camera) asks for it.
+    /// While an order (`relayStart`, `recordStart` of the camera) asks for it.
     OnDemand,
     /// While somebody watches the stream, and `hold_seconds` after.
     Watched,
@@ -63,6 +101,39 @@ pub enum OverBudget {
     KeyFrames,
 }
 
+/// The container of recordings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// Fragmented MP4: plays in browsers and everywhere else.
+    #[default]
+    Fmp4,
+    /// FLV: takes whatever comes over RTMP.
+    Flv,
+}
+
 fn hold_seconds() -> u64 {
     30
+}
+
+impl Record {
+    fn segment_seconds() -> u64 {
+        60
+    }
+
+    fn flush_seconds() -> u64 {
+        2
+    }
+
+    fn sync() -> bool {
+        true
+    }
+
+    fn cap_mib() -> u64 {
+        4_096
+    }
+
+    fn free_min_mib() -> u64 {
+        256
+    }
 }

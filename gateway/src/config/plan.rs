@@ -48,6 +48,7 @@ impl Plan {
         check.upstreams();
         check.relays();
         check.pulls();
+        check.records();
         let admin_tls = check.admin();
         check.webrtc();
         check.hooks();
@@ -411,7 +412,39 @@ impl Check<'_> {
         }
     }
 
-    /// When a relay runs.
+    fn records(&mut self) {
+        let mut names = HashSet::new();
+        for (at, record) in self.config.records.iter().enumerate() {
+            let key = format!("record[{at}]");
+            let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+            if record.name.is_empty() || record.name.len() > 64 || !record.name.chars().all(plain) {
+                let what = format!("`{}` must be 1 to 64 letters, digits, `-` or `_`: it names a folder", record.name);
+                self.problem(format!("{key}.name"), what);
+            }
+            if !names.insert(record.name.as_str()) {
+                self.problem(
+                    format!("{key}.name"),
+                    "each rule needs a name of its own: its recordings are kept under it",
+                );
+            }
+            let ranges = [
+                ("segment_seconds", record.segment_seconds, 1..=3_600, "seconds"),
+                ("flush_seconds", record.flush_seconds, 1..=30, "seconds"),
+                ("cap_mib", record.cap_mib, 1..=1_073_741_824, "MiB"),
+                ("age_max_hours", record.age_max_hours, 0..=876_000, "hours"),
+                ("free_min_mib", record.free_min_mib, 0..=1_073_741_824, "MiB"),
+            ];
+            for (name, value, range, unit) in ranges {
+                if !range.contains(&value) {
+                    let what = format!("{value} is out of range: {} to {} {unit}", range.start(), range.end());
+                    self.problem(format!("{key}.{name}"), what);
+                }
+            }
+            self.alarms(&key, record.when, &record.alarms, record.hold_seconds);
+        }
+    }
+
+    /// When a relay or a recording runs.
     fn alarms(&mut self, key: &str, when: super::When, alarms: &[super::AlarmEvent], hold_seconds: u64) {
         if when == super::When::Alarm && alarms.is_empty() {
             self.problem(format!("{key}.alarms"), "when = \"alarm\" needs events: alarms = [{ event = \"alarm\" }]");

@@ -1,9 +1,9 @@
-//! What leaves a stream by rule and not because a viewer asked: relays.
+//! What leaves a stream by rule and not because a viewer asked: relays and recordings.
 //!
 //! A supervisor follows the streams of the core; for each stream and each rule that chooses it one task runs
-//! (`relay/`), which asks its [`Demand`] when to work. Orders to the camera, events that are alarms, and
+//! (`relay/`, `record/`), which asks its [`Demand`] when to work. Orders to the camera, events that are alarms, and
 //! viewers arrive here and become demand. What the outlets do is said as properties of the camera, at most once a
-//! second. Without a rule nothing of this is started. Must not be in here: what a relay does.
+//! second. Without a rule nothing of this is started. Must not be in here: what a relay or a recording does.
 
 mod demand;
 mod voice;
@@ -25,6 +25,7 @@ pub(crate) use self::demand::{Demand, Reason};
 pub(crate) use self::voice::Voice;
 use crate::config;
 use crate::metrics::{Figure, Metrics};
+use crate::record::{Board as RecordBoard, RecordInfo, Recorder};
 use crate::relay::{Board as RelayBoard, Relays};
 use crate::stream::StreamCore;
 use crate::threads::Tasks;
@@ -54,6 +55,7 @@ pub struct Outlets {
 struct Inner {
     means: Means,
     relays: Relays,
+    recorder: Option<Recorder>,
     open: Mutex<BTreeMap<StreamName, Open>>,
 }
 
@@ -62,6 +64,7 @@ struct Inner {
 struct Open {
     stop: CancellationToken,
     relays: Vec<Outlet<RelayBoard>>,
+    records: Vec<Outlet<RecordBoard>>,
     said: Vec<(&'static str, Value)>,
 }
 
@@ -77,14 +80,20 @@ struct Outlet<B> {
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct OutletsInfo {
     pub relays: Vec<crate::relay::RelayInfo>,
+    pub records: Vec<RecordInfo>,
 }
 
 impl Outlets {
     /// Starts what the rules ask for; nothing without a rule. `events`: everything that happens to things.
-    pub(crate) fn start(means: Means, relays: Relays, events: broadcast::Receiver<Arc<Message>>) -> Self {
-        let idle = relays.is_empty();
+    pub(crate) fn start(
+        means: Means,
+        relays: Relays,
+        recorder: Option<Recorder>,
+        events: broadcast::Receiver<Arc<Message>>,
+    ) -> Self {
+        let idle = relays.is_empty() && recorder.is_none();
         let tasks = means.tasks.clone();
-        let outlets = Self { inner: Arc::new(Inner { means, relays, open: Mutex::default() }) };
+        let outlets = Self { inner: Arc::new(Inner { means, relays, recorder, open: Mutex::default() }) };
         if !idle {
             tasks.spawn("outlets", outlets.clone().follow(events));
         }
@@ -98,6 +107,11 @@ impl Outlets {
             return OutletsInfo::default();
         };
         open.info()
+    }
+
+    /// The recordings on disk, if any rule keeps some.
+    pub fn recorder(&self) -> Option<&Recorder> {
+        self.inner.recorder.as_ref()
     }
 
     /// Carries out an action of a camera.
@@ -114,6 +128,9 @@ impl Outlets {
         let open = self.inner.open();
         let (what, demands): (_, Vec<&Demand>) = match (action, open.get(&name)) {
             ("relayStart" | "relayStop", open) => ("relay", open.into_iter().flat_map(Open::relay_demands).collect()),
+            ("recordStart" | "recordStop", open) => {
+                ("record", open.into_iter().flat_map(Open::record_demands).collect())
+            }
             _ => return Err(Failure::Unsupported(format!("the gateway cannot `{action}` a camera"))),
         };
         if demands.is_empty() {
@@ -130,7 +147,7 @@ impl Outlets {
     async fn follow(self, mut events: broadcast::Receiver<Arc<Message>>) {
         let means = &self.inner.means;
         let mut changes = means.streams.changes();
-        let alarms = self.inner.relays.have_alarms();
+        let alarms = self.inner.relays.have_alarms() || self.inner.recorder.as_ref().is_some_and(Recorder::has_alarms);
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -168,7 +185,7 @@ impl Outlets {
         for info in &streams {
             let Some(name) = StreamName::parse(&info.name) else { continue };
             let open = open.entry(name).or_insert_with_key(|name| self.open(name));
-            for demand in open.relay_demands() {
+            for demand in open.relay_demands().chain(open.record_demands()) {
                 demand.watched(info.live && info.viewers > 0);
             }
             open.say(&info.name, &self.inner.means.voice);
@@ -179,7 +196,9 @@ impl Outlets {
         let stop = CancellationToken::new();
         let inner = &self.inner;
         let relays = inner.relays.open(name, &inner.means, &stop).into_iter();
+        let records = inner.recorder.iter().flat_map(|recorder| recorder.open(name, &inner.means, &stop));
         Open {
+            records: records.map(|(demand, alarms, board)| Outlet { demand, alarms, board }).collect(),
             relays: relays.map(|(demand, alarms, board)| Outlet { demand, alarms, board }).collect(),
             stop,
             said: Vec::new(),
@@ -194,7 +213,8 @@ impl Outlets {
                 *alarm.event == **event && *message.thing == *alarm.thing.as_deref().unwrap_or(stream.as_str())
             };
             let relays = open.relays.iter().map(|relay| (&relay.demand, &relay.alarms));
-            for (demand, _) in relays.filter(|(_, alarms)| alarms.iter().any(is_alarm)) {
+            let records = open.records.iter().map(|record| (&record.demand, &record.alarms));
+            for (demand, _) in relays.chain(records).filter(|(_, alarms)| alarms.iter().any(is_alarm)) {
                 debug!(%stream, thing = %message.thing, %event, "an alarm");
                 demand.alarm(&format!("{event} of {}", message.thing));
             }
@@ -213,8 +233,15 @@ impl Open {
         self.relays.iter().map(|relay| &relay.demand)
     }
 
+    fn record_demands(&self) -> impl Iterator<Item = &Demand> {
+        self.records.iter().map(|record| &record.demand)
+    }
+
     fn info(&self) -> OutletsInfo {
-        OutletsInfo { relays: self.relays.iter().map(|relay| relay.board.info()).collect() }
+        OutletsInfo {
+            relays: self.relays.iter().map(|relay| relay.board.info()).collect(),
+            records: self.records.iter().map(|record| record.board.info()).collect(),
+        }
     }
 
     /// Says the properties that changed since they were said last.
@@ -223,6 +250,10 @@ impl Open {
         let mut now = Vec::new();
         if !self.relays.is_empty() {
             now.push(("relays", Value::Array(info.relays.iter().map(voice::relay).collect())));
+        }
+        if !self.records.is_empty() {
+            now.push(("records", Value::Array(info.records.iter().map(voice::record).collect())));
+            now.push(("recording", Value::Bool(info.records.iter().any(RecordInfo::is_recording))));
         }
         if now == self.said {
             return;

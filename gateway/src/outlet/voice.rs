@@ -5,6 +5,7 @@ use tokio::sync::mpsc;
 
 use crate::clock;
 use crate::metrics::{Figure, Metrics};
+use crate::record::RecordInfo;
 use crate::relay::RelayInfo;
 use crate::stream::CAMERA;
 
@@ -32,6 +33,12 @@ impl Voice {
         self.say(stream, Word::Event { name: name.to_owned(), data: Value::Object(data) });
     }
 
+    /// Something happened, with figures.
+    pub(crate) fn event_with(&self, stream: &str, name: &str, data: Vec<(&str, Value)>) {
+        let data = data.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        self.say(stream, Word::Event { name: name.to_owned(), data: Value::Object(data) });
+    }
+
     /// `false` when the intake had no room.
     pub(crate) fn properties(&self, stream: &str, properties: Vec<(&'static str, Value)>) -> bool {
         let properties = properties.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
@@ -52,6 +59,14 @@ impl Voice {
 /// A relay as a member of the property `relays`.
 pub(super) fn relay(info: &RelayInfo) -> Value {
     let mut members = vec![("url", text(&info.url, URL_MAX)), ("state", word(info.state.as_str()))];
+    members.extend(info.reason.as_deref().map(|reason| ("reason", text(reason, TEXT_MAX))));
+    members.extend(info.error.as_deref().map(|error| ("error", text(error, TEXT_MAX))));
+    object(members)
+}
+
+/// A recording as a member of the property `records`.
+pub(super) fn record(info: &RecordInfo) -> Value {
+    let mut members = vec![("rule", word(&info.rule)), ("state", word(info.state.as_str()))];
     members.extend(info.reason.as_deref().map(|reason| ("reason", text(reason, TEXT_MAX))));
     members.extend(info.error.as_deref().map(|error| ("error", text(error, TEXT_MAX))));
     object(members)

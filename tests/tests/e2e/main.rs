@@ -26,6 +26,7 @@ mod hostile;
 mod interop;
 mod load;
 mod pull;
+mod records;
 mod relays;
 mod rtsp;
 mod rules;

@@ -17,7 +17,7 @@ fn contents(packets: &[String]) -> Vec<String> {
 }
 
 /// A clip with a key frame every 4 s.
-fn long_gops(folder: &TempDir) -> String {
+pub(crate) fn long_gops(folder: &TempDir) -> String {
     let file = folder.path().join("gops.flv").display().to_string();
     shell(&format!(
         "ffmpeg -hide_banner -loglevel error -f lavfi -i testsrc2=s=320x180:r=25 -f lavfi -i sine=440:r=44100 -t 60 \
@@ -48,7 +48,7 @@ fn wait_relay(gateway: &Gateway, state: &str) -> Value {
     })
 }
 
-fn order(gateway: &Gateway, stream: &str, action: &str, input: &str) {
+pub(crate) fn order(gateway: &Gateway, stream: &str, action: &str, input: &str) {
     let path = format!("/api/v1/things/{}/actions/{action}", stream.replace('/', "%2F"));
     // The thing is there once its first report is.
     let answer = wait_for("an answer to an order", PATIENCE, || {

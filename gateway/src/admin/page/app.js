@@ -1,6 +1,7 @@
 // The page: asks the API once a second how things stand, follows the live feed for what changes in between.
 import { showThings, takeMessage } from "/things.js";
 import { showCameras } from "/cameras.js";
+import { showRecordings } from "/recordings.js";
 
 const at = (id) => document.getElementById(id);
 const CLASSES = ["control", "event", "live", "historical"];
@@ -44,9 +45,10 @@ export function say(words) {
 
 // === the API ===
 
-async function request(path, options = {}) {
-  const headers = { ...options.headers };
-  if (token) headers.Authorization = `Bearer ${token}`;
+export const authorization = () => (token ? { Authorization: `Bearer ${token}` } : {});
+
+export async function request(path, options = {}) {
+  const headers = { ...options.headers, ...authorization() };
   const response = await fetch(path, { ...options, headers, cache: "no-store" });
   if (response.status === 401) {
     await askToken();
@@ -112,6 +114,7 @@ async function look() {
     showUpstreams(upstreams, gateway);
     showStore(store);
     showDoors(gateway);
+    await showRecordings(streams);
   } catch {
     state("bad", "gateway does not answer");
   }
