@@ -88,13 +88,16 @@ figures! {
     TlsReloads "tls_reloads_total" Counter ["result"] "Changed certificates of listeners that were read again: ok, or failed (the one before stays)";
     BytesIn "bytes_in_total" Counter ["adapter"] "Bytes received from peers";
     BytesOut "bytes_out_total" Counter ["adapter"] "Bytes sent to peers";
+    UpstreamDropped "upstream_dropped_total" Counter ["upstream", "reason"] "Messages that one upstream did not get and will not get, by reason (oversize, unreadable, refused); each is named by a hole";
     Dropped "dropped_total" Counter ["reason"] "Messages given up before every upstream had them, by reason; each is named by a gap record";
     LeftOut "left_out_total" Counter ["upstream", "reason"] "Values and messages that an upstream's dialect has no words for, by reason; docs/dialects.md says which";
+    Filtered "filtered_total" Counter ["upstream"] "Messages that the upstream's filter does not want";
     Commands "commands_total" Counter ["result"] "Commands to things, by how they ended";
     CommandSeconds "command_duration_seconds" Histogram ["result"] "Time from an order to its outcome";
     LinkUp "link_up" Gauge ["upstream"] "1 while the upstream is connected";
     LinkFailures "link_failures_total" Counter ["upstream"] "Connections to the upstream that failed or broke";
     Backlog "backlog_messages" Gauge ["upstream", "class"] "Messages the upstream does not have yet";
+    BacklogOldest "backlog_oldest_seconds" Gauge ["upstream", "class"] "Age of the oldest message the upstream does not have yet, as last looked at; 0 without one";
     AckedSeq "acked_seq" Gauge ["upstream", "class"] "Highest sequence number the upstream acknowledged with all before it";
     MessagesSent "messages_sent_total" Counter ["upstream"] "Messages the upstream acknowledged";
     UpstreamBytes "upstream_bytes_total" Counter ["upstream"] "Payload bytes sent to the upstream, repeats included";
@@ -271,6 +274,12 @@ impl Metrics {
     /// Messages were given up (cap, ttl, corrupt, oversize, disk full).
     pub fn dropped(&self, reason: &str, count: u64) {
         self.add(Figure::Dropped, &[reason], count);
+    }
+
+    /// An upstream does not get messages that the others may get.
+    pub fn upstream_dropped(&self, upstream: &str, reason: &str, count: u64) {
+        self.add(Figure::UpstreamDropped, &[upstream, reason], count);
+        self.dropped(reason, count);
     }
 
     /// An upstream's dialect has no words for something. `reason` is one of few words.

@@ -5,6 +5,7 @@
 //!     target/release/load streams --help
 //!     target/release/load mqtt --help
 //!     target/release/load idle
+//!     target/release/load drain
 //!
 //! CPU is what the kernel accounts to the server's process (`/proc/PID/stat`), memory its `VmRSS`. Everything is on
 //! loopback and on the same cores as the client: the receiver's share of the network stack is charged to the sender.
@@ -16,6 +17,7 @@
     reason = "a program for the terminal, with two threads of its own"
 )]
 
+mod drain;
 mod mqtt;
 mod process;
 mod streams;
@@ -41,6 +43,8 @@ enum Command {
     Mqtt(mqtt::Plan),
     /// Nothing to do, and connections with nothing to say: gateway and mosquitto.
     Idle(mqtt::IdlePlan),
+    /// A backlog that goes upstream: the gateway alone.
+    Drain(drain::Plan),
     /// The floor itself: a bare epoll loop that writes one shared buffer to HTTP-FLV viewers.
     Floor(streams::FloorPlan),
 }
@@ -51,6 +55,7 @@ fn main() -> anyhow::Result<()> {
     let table = match arguments.command {
         Command::Streams(plan) => streams::run(&plan)?,
         Command::Mqtt(plan) => mqtt::run(&plan)?,
+        Command::Drain(plan) => drain::run(&plan)?,
         Command::Idle(plan) => mqtt::run_idle(&plan)?,
         Command::Floor(plan) => return streams::floor(&plan),
     };

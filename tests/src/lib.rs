@@ -20,9 +20,12 @@ mod device;
 mod flv;
 mod gateway;
 mod hook;
+mod nats;
 mod peer;
 mod ports;
 mod post;
+mod slow_line;
+mod stand_in;
 mod upstream;
 
 pub use browser::Browser;
@@ -31,9 +34,12 @@ pub use device::{Counter, Language};
 pub use flv::{Flv, WebSocket, push_rtmp, push_rtmp_all};
 pub use gateway::{Gateway, Options};
 pub use hook::{Asked, HookReply, HookServer};
+pub use nats::NatsServer;
 pub use peer::{Child, aiortc, newer_ffmpeg, python, run, run_ok, shell};
 pub use ports::free_port;
 pub use post::{Post, PostReceiver, Reply};
+pub use slow_line::slow_line;
+pub use stand_in::{Act, Published, StandIn};
 pub use upstream::{Mosquitto, Receiver};
 
 use std::path::PathBuf;

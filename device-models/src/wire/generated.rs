@@ -173,7 +173,7 @@ pub struct Batch {
     /// Backlog: taken in before this connection, or some time ago.
     #[prost(bool, tag = "7")]
     pub hist: bool,
-    /// How body is compressed: 0 not at all.
+    /// How body is packed: 0 not at all, 1 LZ4 block behind its length, 2 Zstandard frame.
     #[prost(uint32, tag = "8")]
     pub codec: u32,
     /// CRC-32C of body as it stands here.

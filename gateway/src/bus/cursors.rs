@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use device_models::Class;
 
 use super::keyed::Keyed;
+use super::passed::{BEYOND_MAX, Passed};
 use super::recover::Known;
 use super::{BusError, Lock, index};
 
 /// Named readers at a time; each costs a look at every commit.
 const READERS_MAX: usize = 64;
-const TREE: &str = "cursor";
+pub(super) const TREE: &str = "cursor";
 const BUS: &str = "bus";
 /// How often the highest durable numbers are noted while records come. Each note costs a write of the keyed state.
 pub(super) const HIGH_EVERY: Duration = Duration::from_secs(10);
@@ -36,7 +37,7 @@ struct State {
 
 #[derive(Debug, Default)]
 struct Cursor {
-    latest: [u64; 4],
+    latest: [Passed; 4],
     /// The write that will make these numbers durable.
     pending: Option<(u64, [u64; 4])>,
     durable: [u64; 4],
@@ -51,9 +52,9 @@ pub(super) fn known(keyed: &Keyed) -> Known {
     let marks = keyed.get(BUS, b"marks").ok().flatten().and_then(|v| decode(&v)).filter(|(of, _)| *of == epoch);
     let mut committed = [0; 4];
     for (_, value) in keyed.scan(TREE, b"").unwrap_or_default() {
-        if let Some((of, seqs)) = decode(&value) {
-            for (most, seq) in committed.iter_mut().zip(seqs) {
-                *most = if of == epoch { seq.max(*most) } else { *most };
+        if let Some((of, passed)) = decode_cursor(&value) {
+            for (most, passed) in committed.iter_mut().zip(passed) {
+                *most = if of == epoch { passed.last().max(*most) } else { *most };
             }
         }
     }
@@ -70,36 +71,38 @@ impl Cursors {
     pub(super) fn open(keyed: Keyed, epoch: u64, oldest: [u64; 4], lossy: bool) -> Result<Self, BusError> {
         let mut cursors = BTreeMap::new();
         for (name, value) in keyed.scan(TREE, b"")? {
-            let (Ok(name), Some((of, mut latest))) = (String::from_utf8(name), decode(&value)) else { continue };
+            let (Ok(name), Some((of, mut latest))) = (String::from_utf8(name), decode_cursor(&value)) else { continue };
             if of != epoch {
                 continue;
             }
             if lossy {
-                for (seq, oldest) in latest.iter_mut().zip(oldest) {
-                    *seq = oldest.saturating_sub(1).max(*seq);
+                for (passed, oldest) in latest.iter_mut().zip(oldest) {
+                    passed.pass(1, oldest.saturating_sub(1));
                 }
             }
-            cursors.insert(name, Cursor { latest, durable: latest, ..Cursor::default() });
+            let durable = through(&latest);
+            cursors.insert(name, Cursor { latest, durable, ..Cursor::default() });
         }
         keyed.put(BUS, b"epoch", &epoch.to_le_bytes())?;
         Ok(Self { keyed, epoch, state: Lock::new(State { cursors, ..State::default() }) })
     }
 
     /// The committed numbers of a reader; a new one is done with everything before `oldest`.
-    pub(super) fn reader(&self, name: &str, oldest: [u64; 4]) -> Result<[u64; 4], BusError> {
+    pub(super) fn reader(&self, name: &str, oldest: [u64; 4]) -> Result<[Passed; 4], BusError> {
         if name.is_empty() || name.len() > 128 {
             return Err(BusError::ReaderName { name: name.chars().take(128).collect() });
         }
         let mut state = self.state.lock();
         if let Some(cursor) = state.cursors.get(name) {
-            return Ok(cursor.latest);
+            return Ok(cursor.latest.clone());
         }
         if state.cursors.len() >= READERS_MAX {
             return Err(BusError::TooManyReaders { max: READERS_MAX });
         }
-        let latest = oldest.map(|seq| seq.saturating_sub(1));
-        self.keyed.put(TREE, name.as_bytes(), &encode(self.epoch, latest))?;
-        state.cursors.insert(name.to_owned(), Cursor { latest, dirty: true, ..Cursor::default() });
+        let latest = oldest.map(|seq| Passed::new(seq.saturating_sub(1)));
+        self.keyed.put(TREE, name.as_bytes(), &encode_cursor(self.epoch, &latest))?;
+        let cursor = Cursor { latest: latest.clone(), dirty: true, ..Cursor::default() };
+        state.cursors.insert(name.to_owned(), cursor);
         Ok(latest)
     }
 
@@ -108,8 +111,8 @@ impl Cursors {
         self.keyed.remove(TREE, name.as_bytes()).map(drop)
     }
 
-    pub(super) fn of(&self, name: &str) -> Option<[u64; 4]> {
-        self.state.lock().cursors.get(name).map(|cursor| cursor.latest)
+    pub(super) fn of(&self, name: &str) -> Option<[Passed; 4]> {
+        self.state.lock().cursors.get(name).map(|cursor| cursor.latest.clone())
     }
 
     pub(super) fn names(&self) -> Vec<String> {
@@ -119,18 +122,16 @@ impl Cursors {
     /// By class the number every reader has passed, durably or not; `None` without readers.
     pub(super) fn latest(&self) -> Option<[u64; 4]> {
         let state = self.state.lock();
-        let all = state.cursors.values().map(|cursor| cursor.latest);
+        let all = state.cursors.values().map(|cursor| through(&cursor.latest));
         all.reduce(|least, seqs| std::array::from_fn(|at| least[at].min(seqs[at])))
     }
 
-    pub(super) fn commit(&self, name: &str, class: Class, seq: u64) {
+    /// `first..=last` is done.
+    pub(super) fn commit(&self, name: &str, class: Class, first: u64, last: u64) {
         let mut state = self.state.lock();
         let Some(cursor) = state.cursors.get_mut(name) else { return };
         let at = index(class);
-        if seq > cursor.latest[at] {
-            cursor.latest[at] = seq;
-            cursor.dirty = true;
-        }
+        cursor.dirty |= cursor.latest[at].pass(first, last);
     }
 
     /// Notes the first number of each class's newest segment.
@@ -170,8 +171,8 @@ impl Cursors {
     fn hand_over(&self, which: impl Fn(&Cursor) -> bool) {
         let mut state = self.state.lock();
         for (name, cursor) in state.cursors.iter_mut().filter(|(_, cursor)| cursor.dirty && which(cursor)) {
-            if let Ok(write) = self.keyed.put(TREE, name.as_bytes(), &encode(self.epoch, cursor.latest)) {
-                cursor.pending = Some((write, cursor.latest));
+            if let Ok(write) = self.keyed.put(TREE, name.as_bytes(), &encode_cursor(self.epoch, &cursor.latest)) {
+                cursor.pending = Some((write, through(&cursor.latest)));
                 cursor.dirty = false;
             }
         }
@@ -194,6 +195,47 @@ impl Cursors {
         }
         passed
     }
+}
+
+/// By class the number up to which everything is done.
+fn through(passed: &[Passed; 4]) -> [u64; 4] {
+    std::array::from_fn(|at| passed[at].through)
+}
+
+/// Epoch and four numbers, then by class the count of spans beyond and first and last of each, little-endian. Without
+/// spans the end is left out.
+fn encode_cursor(epoch: u64, passed: &[Passed; 4]) -> Vec<u8> {
+    let mut bytes = encode(epoch, through(passed));
+    if passed.iter().any(|passed| !passed.spans().is_empty()) {
+        for passed in passed {
+            bytes.extend_from_slice(&(passed.spans().len() as u64).to_le_bytes());
+            for (first, last) in passed.spans() {
+                bytes.extend_from_slice(&first.to_le_bytes());
+                bytes.extend_from_slice(&last.to_le_bytes());
+            }
+        }
+    }
+    bytes
+}
+
+pub(super) fn decode_cursor(bytes: &[u8]) -> Option<(u64, [Passed; 4])> {
+    let (head, mut rest) = bytes.split_at_checked(40)?;
+    let (epoch, through) = decode(head)?;
+    let mut passed = through.map(Passed::new);
+    if rest.is_empty() {
+        return Some((epoch, passed));
+    }
+    let mut word = || {
+        let (word, tail) = rest.split_first_chunk::<8>()?;
+        rest = tail;
+        Some(u64::from_le_bytes(*word))
+    };
+    for passed in &mut passed {
+        for _ in 0..word()?.min(BEYOND_MAX as u64) {
+            passed.pass(word()?, word()?);
+        }
+    }
+    Some((epoch, passed))
 }
 
 /// Epoch and four numbers, little-endian.

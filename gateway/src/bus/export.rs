@@ -21,6 +21,9 @@ const FRAME_MAX: usize = 2 * 1024 * 1024;
 /// Entries given to the engine at a time on restoring.
 const RESTORE: usize = 1000;
 
+/// Takes a key and its value.
+type Each<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<(), String>;
+
 /// Writes the copy to `path`. Returns its bytes.
 pub(super) fn write(disk: &dyn Disk, path: &Path, table: &dyn Table) -> io::Result<u64> {
     let new = path.with_extension("new");
@@ -47,13 +50,34 @@ pub(super) fn write(disk: &dyn Disk, path: &Path, table: &dyn Table) -> io::Resu
 /// Puts everything whole in the copy (or only what is `missing`) into `table`. Returns the entries restored; `None`
 /// without a usable copy.
 pub(super) fn restore(disk: &dyn Disk, path: &Path, table: &dyn Table, missing: bool) -> Result<Option<u64>, String> {
-    let Ok(file) = disk.open(path) else { return Ok(None) };
+    let (mut restored, mut changes) = (0, Vec::new());
+    let mut each = |key: &[u8], value: &[u8]| {
+        if !(missing && table.get(key)?.is_some()) {
+            changes.push((key.to_vec(), Some(Bytes::copy_from_slice(value))));
+            restored += 1;
+        }
+        if changes.len() >= RESTORE {
+            table.apply(&changes)?;
+            changes.clear();
+        }
+        Ok(())
+    };
+    if !read(disk, path, &mut each)? {
+        return Ok(None);
+    }
+    table.apply(&changes)?;
+    Ok(Some(restored))
+}
+
+/// Tells everything whole in the copy. False without a usable copy.
+pub(super) fn read(disk: &dyn Disk, path: &Path, each: Each<'_>) -> Result<bool, String> {
+    let Ok(file) = disk.open(path) else { return Ok(false) };
     let len = file.len().map_err(|error| error.to_string())?;
     let mut magic = [0; 8];
     if file.read_at(0, &mut magic).map_err(|error| error.to_string())? < 8 || magic != MAGIC {
-        return Ok(None);
+        return Ok(false);
     }
-    let (mut at, mut restored, mut changes) = (8, 0, Vec::new());
+    let mut at = 8;
     while at + 8 < len {
         let mut head = [0; 8];
         file.read_at(at, &mut head).map_err(|error| error.to_string())?;
@@ -68,19 +92,11 @@ pub(super) fn restore(disk: &dyn Disk, path: &Path, table: &dyn Table, missing: 
         if crc32c(&body).to_le_bytes() != crc || at >= len {
             continue;
         }
-        if let Some((key, value)) = entry(&body)
-            && !(missing && table.get(key)?.is_some())
-        {
-            changes.push((key.to_vec(), Some(Bytes::copy_from_slice(value))));
-            restored += 1;
-        }
-        if changes.len() >= RESTORE {
-            table.apply(&changes)?;
-            changes.clear();
+        if let Some((key, value)) = entry(&body) {
+            each(key, value)?;
         }
     }
-    table.apply(&changes)?;
-    Ok(Some(restored))
+    Ok(true)
 }
 
 fn entry(body: &[u8]) -> Option<(&[u8], &[u8])> {

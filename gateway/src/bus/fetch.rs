@@ -48,7 +48,7 @@ impl Place {
 pub(super) struct Job {
     pub class: Class,
     pub place: Place,
-    /// Numbers up to here are durable.
+    /// Numbers up to here are durable and wanted.
     pub through: u64,
     pub records_max: usize,
     pub bytes_max: usize,
@@ -68,6 +68,8 @@ struct Found {
     bytes: usize,
     records_max: usize,
     bytes_max: usize,
+    /// Nothing behind it is wanted.
+    through: u64,
     corrupt: u64,
 }
 
@@ -94,6 +96,7 @@ impl Fetcher {
             bytes: 0,
             records_max: job.records_max,
             bytes_max: job.bytes_max.max(1),
+            through: job.through,
             corrupt: 0,
         };
         while !found.is_full() {
@@ -119,7 +122,7 @@ impl Fetcher {
         let table = self.files.table.lock();
         let segments = table.class(job.class);
         let oldest = segments.front()?.name.first;
-        while place.next < oldest && !found.is_full() {
+        while place.next < oldest && place.next <= job.through && !found.is_full() {
             let (last, reason) = table.why_gone(job.class, place.next);
             found.gap(place, last.min(oldest - 1), reason);
         }
@@ -161,7 +164,7 @@ impl Fetcher {
     fn read(&mut self, segment: &Segment, place: &mut Place, found: &mut Found) -> io::Result<()> {
         let (seed, file) = (segment.name.seed(), self.file(&segment.name)?);
         let mut want = (found.bytes_max - found.bytes + FRAME).clamp(READ_MIN, READ_MAX);
-        while place.offset < segment.len && place.next <= segment.last && !found.is_full() {
+        while place.offset < segment.len && place.next <= segment.last.min(found.through) && !found.is_full() {
             let left = segment.len - place.offset;
             let mut chunk = vec![0; want.min(left as usize)];
             let read = file.read_at(place.offset, &mut chunk)?;
@@ -228,7 +231,7 @@ impl Found {
 
     /// Takes a frame in, with the gap before it if there is one. False when there is no room for it.
     fn take(&mut self, chunk: &Bytes, frame: &Frame, segment: &Segment, place: &mut Place) -> bool {
-        if self.is_full() || place.next > segment.last {
+        if self.is_full() || place.next > segment.last.min(self.through) {
             return false;
         }
         if frame.gap {
@@ -250,6 +253,9 @@ impl Found {
                 return false;
             }
         }
+        if frame.seq > self.through {
+            return false;
+        }
         let len = frame.payload.len();
         if self.bytes > 0 && self.bytes + len > self.bytes_max {
             self.bytes = self.bytes_max;
@@ -263,7 +269,7 @@ impl Found {
 
     /// Everything from the place to `last` is gone.
     fn gap(&mut self, place: &mut Place, last: u64, reason: &str) {
-        let first = place.next;
+        let (first, last) = (place.next, last.min(self.through));
         if first > last {
             return;
         }

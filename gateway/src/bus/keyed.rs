@@ -355,7 +355,7 @@ fn size_of(key: &[u8], change: &Change) -> usize {
 }
 
 /// One byte of the tree's length, the tree, the key: trees cannot run into each other.
-fn full_key(tree: &str, key: &[u8]) -> Result<Vec<u8>, BusError> {
+pub(super) fn full_key(tree: &str, key: &[u8]) -> Result<Vec<u8>, BusError> {
     let (Ok(len), true) = (u8::try_from(tree.len()), tree.len() + key.len() < KEY_MAX) else {
         return Err(BusError::TooLong { bytes: tree.len() + key.len() });
     };

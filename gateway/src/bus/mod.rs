@@ -71,6 +71,7 @@ mod figures;
 mod guard;
 mod keyed;
 mod log;
+mod passed;
 mod reader;
 mod recover;
 mod segment;
@@ -93,9 +94,9 @@ use tracing::warn;
 pub use durable::Durable;
 pub use figures::{Happening, Stat};
 pub use keyed::Keyed;
-pub use reader::{Entry, Reader};
+pub use reader::{Entry, Reader, Road};
 pub use segment::RECORD_MAX;
-pub use survey::{ClassSurvey, Stored, Survey};
+pub use survey::{ClassSurvey, CursorSurvey, Stored, Survey};
 
 use crate::{config, threads};
 use commit::{Buffer, Purge, Window, Writer};
@@ -291,8 +292,9 @@ impl Bus {
         let Some(passed) = inner.cursors.of(name) else { return [0; 4] };
         let oldest = inner.oldest();
         Class::ALL.map(|class| {
-            let passed = passed[index(class)].max(oldest[index(class)].saturating_sub(1));
-            through[index(class)].saturating_sub(passed)
+            let mut passed = passed[index(class)].clone();
+            passed.pass(1, oldest[index(class)].saturating_sub(1));
+            passed.left(through[index(class)])
         })
     }
 

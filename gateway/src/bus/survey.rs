@@ -1,19 +1,21 @@
 //! Looking at a store from outside, beside a running gateway or without one: the log's files are only read, nothing is
 //! locked, repaired or made. What the gateway writes meanwhile may be seen or not.
 //!
-//! Must not be in here: what a record says, and the keyed state (one process alone can read it).
+//! Must not be in here: what a record says, and the keyed state (one process alone can read it; cursors come from its copy).
 
 use std::collections::VecDeque;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use device_models::Class;
 
 use super::disk::{Disk, RealDisk, read_all};
+use super::keyed::full_key;
 use super::recover::{SEGMENT_READ_MAX, read_epoch};
 use super::segment::{self, HEADER, Name, Parsed};
-use super::{BusError, index};
+use super::{BusError, cursors, export, index};
 
 /// The log's files as they were listed.
 #[derive(Debug)]
@@ -41,6 +43,16 @@ pub struct ClassSurvey {
     pub last: u64,
     /// When the oldest file was begun, microseconds since 1970 by the box's clock; `None`: unknown.
     pub begun_us: Option<i64>,
+}
+
+/// A reader's cursor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CursorSurvey {
+    pub name: String,
+    /// By class: everything up to here is done.
+    pub through: [u64; 4],
+    /// By class: first and last of what is done beyond.
+    pub beyond: [Vec<(u64, u64)>; 4],
 }
 
 /// What stands in the log at one place.
@@ -88,6 +100,28 @@ impl Survey {
         }
         survey.aside.sort();
         Ok(survey)
+    }
+
+    /// The readers' cursors and when they were noted, from the rescue copy of the keyed state: written at a clean stop and
+    /// at most every 5 minutes. `None` without one.
+    pub fn cursors(&self) -> Option<(SystemTime, Vec<CursorSurvey>)> {
+        let path = self.folder.parent()?.join("sled.export");
+        let noted = std::fs::metadata(&path).and_then(|data| data.modified()).ok()?;
+        let tree = full_key(cursors::TREE, b"").ok()?;
+        let mut found = Vec::new();
+        let mut each = |key: &[u8], value: &[u8]| {
+            if let (Some(name), Some((epoch, passed))) = (key.strip_prefix(&*tree), cursors::decode_cursor(value))
+                && Some(epoch) == self.epoch
+            {
+                found.push(CursorSurvey {
+                    name: String::from_utf8_lossy(name).into_owned(),
+                    through: std::array::from_fn(|at| passed[at].through),
+                    beyond: std::array::from_fn(|at| passed[at].spans().to_vec()),
+                });
+            }
+            Ok(())
+        };
+        export::read(&RealDisk, &path, &mut each).ok()?.then_some((noted, found))
     }
 
     /// Bytes of all segment files.

@@ -7,7 +7,7 @@ use std::io::{BufWriter, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
@@ -16,7 +16,7 @@ use device_models::wire::{decode_message, message_json, time_text};
 use serde_json::{Value, json};
 
 use super::ConfigArgs;
-use crate::bus::{Bus, BusError, Stored, Survey};
+use crate::bus::{Bus, BusError, CursorSurvey, Stored, Survey};
 use crate::config::{self, load, problem::Problems};
 
 /// Least time between two words about progress.
@@ -149,6 +149,7 @@ fn stat(path: &Path, json: bool) -> anyhow::Result<ExitCode> {
     let classes: Vec<_> = Class::ALL.into_iter().map(|class| survey.class(class)).collect::<Result<_, BusError>>()?;
     let epoch = survey.epoch.map(|epoch| format!("{epoch:016x}"));
     let begun = |at: Option<i64>| at.map(time_text);
+    let cursors = survey.cursors();
     let mut out = std::io::stdout().lock();
     if json {
         let classes = classes.iter().map(|c| {
@@ -158,8 +159,12 @@ fn stat(path: &Path, json: bool) -> anyhow::Result<ExitCode> {
             (c.class.topic().to_owned(), one)
         });
         let classes: serde_json::Map<String, Value> = classes.collect();
+        let noted = cursors.as_ref().map(|(noted, _)| time_text(micros(*noted)));
+        let cursors: serde_json::Map<String, Value> =
+            cursors.iter().flat_map(|(_, all)| all).map(cursor_json).collect();
         let all = json!({ "path": path, "epoch": epoch, "in_use": survey.held, "bytes": survey.bytes(),
-            "free_bytes": survey.free_bytes, "set_aside": survey.aside, "classes": classes });
+            "free_bytes": survey.free_bytes, "set_aside": survey.aside, "classes": classes,
+            "cursors": cursors, "cursors_noted": noted });
         return told(writeln!(out, "{all}"));
     }
     let epoch = epoch.unwrap_or_else(|| "unknown".to_owned());
@@ -175,12 +180,41 @@ fn stat(path: &Path, json: bool) -> anyhow::Result<ExitCode> {
         let line = format!("{class:<7} {:>5} {kib:>8} {first:>7} {last:>7}  {since}\n", c.segments);
         text.push_str(&line);
     }
+    if let Some((noted, cursors)) = &cursors {
+        text.push_str("\ncursors as noted at ");
+        text.push_str(&time_text(micros(*noted)));
+        text.push('\n');
+        for cursor in cursors {
+            text.push_str(&cursor_line(cursor));
+        }
+    }
     for file in &survey.aside {
         text.push_str("set aside: ");
         text.push_str(&file.display().to_string());
         text.push('\n');
     }
     told(out.write_all(text.as_bytes()))
+}
+
+fn micros(time: SystemTime) -> i64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}
+
+fn cursor_json(cursor: &CursorSurvey) -> (String, Value) {
+    let classes = Class::ALL.into_iter().zip(cursor.through).zip(&cursor.beyond);
+    let classes = classes
+        .map(|((class, through), beyond)| (class.topic().to_owned(), json!({ "through": through, "beyond": beyond })));
+    (cursor.name.clone(), Value::Object(classes.collect()))
+}
+
+/// `NAME  ctl 3, event 0, live 1 and 51-60, hist 0`: everything up to the first number is done, and what stands behind it.
+fn cursor_line(cursor: &CursorSurvey) -> String {
+    let classes = Class::ALL.into_iter().zip(cursor.through).zip(&cursor.beyond).map(|((class, through), beyond)| {
+        let beyond: Vec<_> = beyond.iter().map(|(first, last)| format!("{first}-{last}")).collect();
+        let and = if beyond.is_empty() { "" } else { " and " };
+        format!("{} {through}{and}{}", class.topic(), beyond.join(" "))
+    });
+    format!("{}  {}\n", cursor.name, classes.collect::<Vec<_>>().join(", "))
 }
 
 fn inspect(

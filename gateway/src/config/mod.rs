@@ -414,6 +414,51 @@ pub struct Upstream {
     pub inflight_max: u16,
     #[serde(default = "Upstream::keep_alive_seconds")]
     pub keep_alive_seconds: u64,
+    /// Whether what comes now waits for what is older.
+    #[serde(default)]
+    pub order: Order,
+    /// With `live-first`: what the backlog may take beside the live messages, a second; 0: as much as leaves them room.
+    #[serde(default)]
+    pub drain_messages_per_second: u64,
+    #[serde(default)]
+    pub drain_kib_per_second: u64,
+    /// What this destination wants; without it everything.
+    #[serde(default)]
+    pub filter: Filter,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// Live messages at once, the backlog beside them; each in order.
+    #[default]
+    LiveFirst,
+    /// Strictly by number inside a class.
+    InOrder,
+}
+
+/// What a destination wants of all messages. An empty list wants all.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Filter {
+    /// Things by id; `*` stands for any text, `?` for one character. So in the next two.
+    pub things: Vec<String>,
+    /// Things by the name of their model.
+    pub products: Vec<String>,
+    /// Properties of reports by name; what is left of a report is sent.
+    pub properties: Vec<String>,
+    pub classes: Vec<device_models::Class>,
+    pub min_quality: MinQuality,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MinQuality {
+    #[default]
+    Any,
+    /// All but values of the wrong type and of properties that the model does not know.
+    Uncertain,
+    Good,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]

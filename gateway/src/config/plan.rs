@@ -337,6 +337,12 @@ impl Check<'_> {
             if upstream.batch_ms > 10_000 {
                 self.problem(format!("{key}.batch_ms"), "out of range: 0 to 10000 ms");
             }
+            if upstream.drain_messages_per_second > 10_000_000 || upstream.drain_kib_per_second > 10_000_000 {
+                self.problem(
+                    format!("{key}.drain_messages_per_second"),
+                    "out of range: 0 to 10000000, as is drain_kib_per_second",
+                );
+            }
             if !(1..=100).contains(&upstream.inflight_max) {
                 self.problem(format!("{key}.inflight_max"), "out of range: 1 to 100 batches");
             }

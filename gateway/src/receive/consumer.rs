@@ -56,10 +56,12 @@ pub struct Account {
     pub duplicates: u64,
     /// Numbers that the gateway itself says are gone.
     pub said_lost: u64,
-    /// Messages that came after one with a higher number.
+    /// Numbers that the gateway leaves out for us, by its configuration.
+    pub filtered: u64,
+    /// Messages that came after one with a higher number on the same road (live or backlog).
     pub out_of_order: u64,
-    /// Highest number of a delivered message.
-    highest: Option<u64>,
+    /// Highest number of a delivered message: live, backlog.
+    highest: [Option<u64>; 2],
 }
 
 /// Takes what a broker delivers.
@@ -245,10 +247,11 @@ impl Consumer {
             return Ok(());
         }
         account.messages += 1;
-        if account.highest.is_some_and(|highest| seq < highest) {
+        let highest = if hist { &mut account.highest[1] } else { &mut account.highest[0] };
+        if highest.is_some_and(|highest| seq < highest) {
             account.out_of_order += 1;
         }
-        account.highest = account.highest.max(Some(seq));
+        *highest = (*highest).max(Some(seq));
         let Stream { gateway, epoch, class } = stream.clone();
         out.push(Delivered { gateway, epoch, class, seq, hist, content });
         Ok(())
@@ -258,7 +261,12 @@ impl Consumer {
         if hole.count > 0
             && let Some(account) = self.account(stream)
         {
-            account.said_lost += account.seen.insert(hole.first, hole.first.saturating_add(hole.count - 1));
+            let new = account.seen.insert(hole.first, hole.first.saturating_add(hole.count - 1));
+            if hole.reason == "filtered" {
+                account.filtered += new;
+            } else {
+                account.said_lost += new;
+            }
         }
     }
 

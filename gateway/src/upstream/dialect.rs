@@ -95,6 +95,16 @@ pub(super) trait Dialect: Send + Sync + std::fmt::Debug {
         false
     }
 
+    /// Whether its words carry the time, so that backlog may come after newer messages.
+    fn tells_time(&self) -> bool {
+        true
+    }
+
+    /// Whether it accounts for every number, also for those that the destination does not want.
+    fn accounts(&self) -> bool {
+        false
+    }
+
     /// The media type of its payloads, for destinations that name it.
     fn content_type(&self) -> &'static str {
         "application/json"

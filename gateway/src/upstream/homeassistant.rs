@@ -41,6 +41,11 @@ impl Dialect for HomeAssistant {
         "homeassistant"
     }
 
+    /// A state is the last one that came.
+    fn tells_time(&self) -> bool {
+        false
+    }
+
     fn station(&self, scope: Scope<'_>, _run: Run) -> Option<Station> {
         Some(Station {
             topic: gateway_availability(scope),

@@ -6,6 +6,8 @@
 //! | `destination/` | the seam to what carries the messages, one file a kind: MQTT, HTTP, NATS |
 //! | `sender/` | the task: connect, fill the window, hear, try again |
 //! | `queue.rs`, `window.rs` | where a batch ends; what is sent and not yet confirmed |
+//! | `lane.rs`, `pace.rs` | live first: what comes now beside what waited, and how fast the latter goes |
+//! | `filter.rs` | what a destination wants |
 //! | `quarantine.rs` | what a destination will never take, set aside |
 //! | `dialect.rs` | the table of dialects, one file each: `native.rs`, `json.rs` (`own.rs`: the topics they share), `thingsboard.rs`, `jetlinks.rs`, `homeassistant.rs` (`entities.rs`: its discovery) |
 //! | `introductions.rs` | which things a platform is to be told of yet |
@@ -21,14 +23,17 @@ pub mod destination;
 mod dialect;
 mod down;
 mod entities;
+mod filter;
 #[cfg(test)]
 mod golden;
 mod homeassistant;
 mod introductions;
 mod jetlinks;
 mod json;
+mod lane;
 mod native;
 mod own;
+mod pace;
 mod quarantine;
 mod queue;
 mod sender;

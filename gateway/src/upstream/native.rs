@@ -17,6 +17,10 @@ impl Dialect for Native {
         true
     }
 
+    fn accounts(&self) -> bool {
+        true
+    }
+
     fn content_type(&self) -> &'static str {
         "application/x-protobuf"
     }

@@ -1,24 +1,30 @@
-//! Batches that were sent and not yet confirmed, and how far each class is done: a class's cursor moves over a batch only
-//! when every publish of it, and every batch before it, is confirmed.
+//! Batches that were sent and not yet confirmed, and how far each lane is done: a cursor moves over a batch only when every
+//! publish of it, and every batch of its lane before it, is confirmed.
 
 use std::collections::{HashMap, VecDeque};
 
 use device_models::Class;
+use tokio::time::Instant;
 
+use super::lane::Lane;
 use super::queue::Cut;
 
 /// Names one batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BatchId {
-    class: Class,
+    lane: Lane,
     number: u64,
 }
 
 #[derive(Debug)]
 struct Sent {
     number: u64,
+    first: u64,
     through: u64,
     messages: u64,
+    at: Instant,
+    /// When its oldest message was taken in.
+    oldest_us: Option<i64>,
     /// The message in it, if it is only one.
     single: Option<u64>,
     bytes: u64,
@@ -26,11 +32,15 @@ struct Sent {
     open: usize,
 }
 
-/// How far a class is done now.
+/// Consecutive numbers of a lane that are done now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Done {
-    pub class: Class,
+    pub lane: Lane,
+    pub first: u64,
     pub through: u64,
+    /// Batches, and when the last of them was sent.
+    pub batches: u64,
+    pub sent: Instant,
     pub messages: u64,
     pub bytes: u64,
 }
@@ -46,7 +56,7 @@ pub(super) struct Refused {
 
 #[derive(Debug, Default)]
 pub(super) struct Window {
-    sent: [VecDeque<Sent>; 4],
+    sent: [VecDeque<Sent>; Lane::COUNT],
     tokens: HashMap<u64, BatchId>,
     next: u64,
 }
@@ -54,20 +64,37 @@ pub(super) struct Window {
 // === impl Window ===
 
 impl Window {
-    /// A new batch of `publishes` publishes. One without any is done when everything before it is; see
+    /// A new batch of `publishes` publishes that is done with the numbers `first..=through`. One without any is done when everything before it is; see
     /// [`settled`](Self::settled).
-    pub(super) fn begin(&mut self, class: Class, cut: &Cut, bytes: u64, publishes: usize) -> BatchId {
-        let (through, messages) = (cut.through(), cut.messages.len() as u64);
+    pub(super) fn begin(
+        &mut self,
+        lane: Lane,
+        (first, through): (u64, u64),
+        cut: &Cut,
+        bytes: u64,
+        publishes: usize,
+        now: Instant,
+    ) -> BatchId {
         let single = match cut.messages.as_slice() {
             [(seq, _)] => Some(*seq),
             _ => None,
         };
         self.next += 1;
         let number = self.next;
-        if let Some(sent) = self.sent.get_mut(usize::from(class.number())) {
-            sent.push_back(Sent { number, through, messages, single, bytes, open: publishes });
+        if let Some(sent) = self.sent.get_mut(lane.index()) {
+            sent.push_back(Sent {
+                number,
+                first,
+                through,
+                messages: cut.messages.len() as u64,
+                at: now,
+                oldest_us: cut.messages.iter().map(|(_, message)| message.received_us).min(),
+                single,
+                bytes,
+                open: publishes,
+            });
         }
-        BatchId { class, number }
+        BatchId { lane, number }
     }
 
     /// One publish of the batch is under way.
@@ -75,34 +102,50 @@ impl Window {
         self.tokens.insert(token, batch);
     }
 
-    /// A publish is confirmed: how far its class is done now, if that moved.
-    pub(super) fn confirmed(&mut self, token: u64) -> Option<Done> {
-        let BatchId { class, number } = self.tokens.remove(&token)?;
-        let sent = self.sent.get_mut(usize::from(class.number()))?;
-        let batch = sent.iter_mut().find(|batch| batch.number == number)?;
+    /// A publish is confirmed: the lane whose batches may be done now.
+    pub(super) fn confirmed(&mut self, token: u64) -> Option<Lane> {
+        let BatchId { lane, number } = self.tokens.remove(&token)?;
+        let batch = self.sent.get_mut(lane.index())?.iter_mut().find(|batch| batch.number == number)?;
         batch.open = batch.open.saturating_sub(1);
-        self.settled(class)
+        Some(lane)
     }
 
     /// A publish is refused for good: what its batch holds. `None`: it belongs to no batch.
     pub(super) fn refused(&self, token: u64) -> Option<Refused> {
-        let BatchId { class, number } = self.tokens.get(&token)?;
-        let sent = self.sent.get(usize::from(class.number()))?;
-        let batch = sent.iter().find(|batch| batch.number == *number)?;
-        Some(Refused { class: *class, messages: batch.messages, single: batch.single })
+        let BatchId { lane, number } = self.tokens.get(&token)?;
+        let batch = self.sent.get(lane.index())?.iter().find(|batch| batch.number == *number)?;
+        Some(Refused { class: lane.class, messages: batch.messages, single: batch.single })
     }
 
-    /// How far a class is done now, if that moved: takes the batches that wait for nothing off its front.
-    pub(super) fn settled(&mut self, class: Class) -> Option<Done> {
-        let sent = self.sent.get_mut(usize::from(class.number()))?;
+    /// Takes the batches that wait for nothing off a lane's front, as far as their numbers follow each other. Ask until
+    /// there is nothing more.
+    pub(super) fn settled(&mut self, lane: Lane) -> Option<Done> {
+        let sent = self.sent.get_mut(lane.index())?;
         let mut done: Option<Done> = None;
-        while sent.front().is_some_and(|batch| batch.open == 0) {
+        while sent
+            .front()
+            .is_some_and(|batch| batch.open == 0 && done.is_none_or(|done| done.through.wrapping_add(1) == batch.first))
+        {
             let Some(batch) = sent.pop_front() else { break };
-            let before = done.map_or((0, 0), |done| (done.messages, done.bytes));
-            let (messages, bytes) = (before.0 + batch.messages, before.1 + batch.bytes);
-            done = Some(Done { class, through: batch.through, messages, bytes });
+            let Sent { first, through, messages, bytes, at, .. } = batch;
+            done = Some(match done {
+                None => Done { lane, first, through, batches: 1, sent: at, messages, bytes },
+                Some(before) => Done {
+                    through,
+                    batches: before.batches + 1,
+                    sent: at,
+                    messages: before.messages + messages,
+                    bytes: before.bytes + bytes,
+                    ..before
+                },
+            });
         }
         done
+    }
+
+    /// When the oldest message of a lane was taken in that is under way.
+    pub(super) fn oldest_us(&self, lane: Lane) -> Option<i64> {
+        self.sent.get(lane.index())?.iter().find_map(|batch| batch.oldest_us)
     }
 
     /// Forgets everything: the connection is gone, it will all be sent again.
@@ -117,49 +160,74 @@ mod tests {
     use device_models::{Body, Message};
 
     use super::*;
+    use crate::bus::Road;
 
-    /// A batch of so many messages, whose last number is `through`.
-    fn begin(window: &mut Window, class: Class, through: u64, messages: u64, bytes: u64, publishes: usize) -> BatchId {
+    const LIVE: Lane = Lane { class: Class::Live, road: Road::Main };
+    const EVENT: Lane = Lane { class: Class::Event, road: Road::Newest };
+
+    /// A batch of the numbers `first..=last`, each a message.
+    fn begin(window: &mut Window, lane: Lane, first: u64, last: u64, publishes: usize) -> BatchId {
         let body = Body::Presence { online: true, reason: String::new() };
-        let message = Message { thing: "t".into(), model: "m".into(), time_us: 0, received_us: 0, body };
-        let messages = (1..=messages).map(|seq| (seq, message.clone())).collect();
-        let holes = vec![Hole { first: through, count: 1, reason: "cap".to_owned() }];
-        window.begin(class, &Cut { messages, holes, hist: false }, bytes, publishes)
+        let message = Message { thing: "t".into(), model: "m".into(), time_us: 0, received_us: 7, body };
+        let messages = (first..=last).map(|seq| (seq, message.clone())).collect();
+        window.begin(lane, (first, last), &Cut { messages, ..Cut::default() }, 10, publishes, Instant::now())
+    }
+
+    fn settled(window: &mut Window, lane: Lane) -> Option<(u64, u64, u64, u64)> {
+        window.settled(lane).map(|done| (done.first, done.through, done.messages, done.bytes))
     }
 
     #[test]
     fn a_cursor_moves_only_over_what_is_confirmed_to_its_last_publish() {
         let mut window = Window::default();
-        let first = begin(&mut window, Class::Live, 10, 3, 30, 2);
-        let second = begin(&mut window, Class::Live, 20, 4, 40, 1);
-        let other = begin(&mut window, Class::Event, 5, 1, 10, 1);
+        let first = begin(&mut window, LIVE, 1, 10, 2);
+        let second = begin(&mut window, LIVE, 11, 20, 1);
+        let other = begin(&mut window, EVENT, 5, 5, 1);
         for (token, batch) in [(1, first), (2, first), (3, second), (4, other)] {
             window.sent(token, batch);
         }
-        assert_eq!(window.confirmed(3), None, "the first batch is not done");
-        assert_eq!(window.confirmed(1), None);
-        assert_eq!(window.confirmed(4), Some(Done { class: Class::Event, through: 5, messages: 1, bytes: 10 }));
-        assert_eq!(window.confirmed(2), Some(Done { class: Class::Live, through: 20, messages: 7, bytes: 70 }));
-        assert_eq!(window.confirmed(2), None, "confirmed twice");
+        assert_eq!(
+            (window.confirmed(3), settled(&mut window, LIVE)),
+            (Some(LIVE), None),
+            "the first batch is not done"
+        );
+        assert_eq!((window.confirmed(1), settled(&mut window, LIVE)), (Some(LIVE), None));
+        assert_eq!((window.confirmed(4), settled(&mut window, EVENT)), (Some(EVENT), Some((5, 5, 1, 10))));
+        assert_eq!(window.oldest_us(LIVE), Some(7));
+        assert_eq!((window.confirmed(2), settled(&mut window, LIVE)), (Some(LIVE), Some((1, 20, 20, 20))));
+        assert_eq!((window.confirmed(2), window.oldest_us(LIVE)), (None, None), "confirmed twice");
+    }
+
+    #[test]
+    fn numbers_that_do_not_follow_each_other_are_done_apart() {
+        let mut window = Window::default();
+        for (token, (first, last)) in [(1, (1, 10)), (2, (31, 40))] {
+            let batch = begin(&mut window, LIVE, first, last, 1);
+            window.sent(token, batch);
+            window.confirmed(token);
+        }
+        assert_eq!(settled(&mut window, LIVE), Some((1, 10, 10, 10)));
+        assert_eq!(settled(&mut window, LIVE), Some((31, 40, 10, 10)));
+        assert_eq!(settled(&mut window, LIVE), None);
     }
 
     #[test]
     fn a_batch_that_became_no_publish_is_done_when_those_before_it_are() {
         let mut window = Window::default();
-        let first = begin(&mut window, Class::Live, 10, 3, 30, 1);
+        let first = begin(&mut window, LIVE, 1, 10, 1);
         window.sent(1, first);
-        begin(&mut window, Class::Live, 20, 4, 0, 0);
-        assert_eq!(window.settled(Class::Live), None, "the first batch is not done");
-        assert_eq!(window.confirmed(1), Some(Done { class: Class::Live, through: 20, messages: 7, bytes: 30 }));
-        begin(&mut window, Class::Live, 30, 2, 0, 0);
-        assert_eq!(window.settled(Class::Live), Some(Done { class: Class::Live, through: 30, messages: 2, bytes: 0 }));
-        assert_eq!(window.settled(Class::Live), None);
+        begin(&mut window, LIVE, 11, 20, 0);
+        assert_eq!(settled(&mut window, LIVE), None, "the first batch is not done");
+        window.confirmed(1);
+        assert_eq!(settled(&mut window, LIVE), Some((1, 20, 20, 20)));
+        begin(&mut window, LIVE, 21, 30, 0);
+        assert_eq!(settled(&mut window, LIVE), Some((21, 30, 10, 10)));
     }
 
     #[test]
     fn a_lost_connection_forgets_what_was_sent() {
         let mut window = Window::default();
-        let batch = begin(&mut window, Class::Live, 10, 3, 30, 1);
+        let batch = begin(&mut window, LIVE, 1, 10, 1);
         window.sent(1, batch);
         window.clear();
         assert_eq!(window.confirmed(1), None);
@@ -168,11 +236,15 @@ mod tests {
     #[test]
     fn a_refusal_names_what_the_batch_holds() {
         let mut window = Window::default();
-        let (many, one) = (begin(&mut window, Class::Live, 9, 5, 1, 1), begin(&mut window, Class::Event, 9, 1, 1, 1));
+        let (many, one) = (begin(&mut window, LIVE, 1, 5, 1), begin(&mut window, EVENT, 9, 9, 1));
         window.sent(1, many);
         window.sent(2, one);
+        let holes = vec![Hole { first: 6, count: 1, reason: "cap".to_owned() }];
+        let hole = window.begin(LIVE, (6, 6), &Cut { holes, ..Cut::default() }, 0, 1, Instant::now());
+        window.sent(3, hole);
         assert_eq!(window.refused(1), Some(Refused { class: Class::Live, messages: 5, single: None }));
-        assert_eq!(window.refused(2), Some(Refused { class: Class::Event, messages: 1, single: Some(1) }));
-        assert_eq!(window.refused(3), None, "an introduction");
+        assert_eq!(window.refused(2), Some(Refused { class: Class::Event, messages: 1, single: Some(9) }));
+        assert_eq!(window.refused(3), Some(Refused { class: Class::Live, messages: 0, single: None }));
+        assert_eq!(window.refused(4), None, "an introduction");
     }
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sluicegate_tests::{
-    Child, Gateway, Mosquitto, Options, PATIENCE, Post, PostReceiver, Receiver, Reply, free_port, run_ok, wait_for,
+    Child, Gateway, Mosquitto, NatsServer, Options, PATIENCE, Post, PostReceiver, Receiver, Reply, free_port, run_ok,
+    shell, wait_for,
 };
 
 /// An upstream named `up` at this URL.
@@ -52,6 +53,9 @@ fn mqtt_3_1_1_and_web_sockets_carry_what_mqtt_5_does() {
         let mut receiver =
             Receiver::start(port, &["--gateway", &options.id, "--client-id", &format!("r-{}", options.id)]);
         let gateway = Gateway::start(options);
+        wait_for("the connection", PATIENCE, || {
+            (gateway.metric("sluicegate_link_up{upstream=\"up\"}") > 0.5).then_some(())
+        });
         for n in 1..=3 {
             report(&gateway, "m-1", n);
         }
@@ -211,7 +215,7 @@ fn a_receiver_that_refuses_everything_costs_ten_messages_at_most() {
     let port = gateway.options.mqtt;
     let file = gateway.folder.path().join("lines");
     std::fs::write(&file, lines.join("\n")).unwrap();
-    sluicegate_tests::shell(&format!("mosquitto_pub -p {port} -q 1 -i h-1 -t {topic} -l < {}", file.display()));
+    shell(&format!("mosquitto_pub -p {port} -q 1 -i h-1 -t {topic} -l < {}", file.display()));
     wait_for("that it says so", PATIENCE, || {
         gateway.get("/api/v1/upstreams").contains("refused one after the other").then_some(())
     });
@@ -222,4 +226,86 @@ fn a_receiver_that_refuses_everything_costs_ten_messages_at_most() {
     let dropped = gateway.metric("sluicegate_dropped_total{reason=\"refused\"}");
     assert!((1.0..10.5).contains(&dropped), "{dropped}");
     gateway.stop();
+}
+
+/// Everything a stream keeps: subject, headers, body.
+fn kept(server: &NatsServer, stream: &str) -> Vec<(String, String, Value)> {
+    let state = server.request(&format!("$JS.API.STREAM.INFO.{stream}"), "");
+    let last = state["state"]["last_seq"].as_u64().unwrap_or(0);
+    let one = |seq| {
+        let ask = json!({ "seq": seq }).to_string();
+        let message = server.request(&format!("$JS.API.STREAM.MSG.GET.{stream}"), &ask)["message"].clone();
+        let text = |key: &str| run_ok("sh", &["-c", &format!("echo {} | base64 -d", message[key].as_str().unwrap())]);
+        (message["subject"].as_str().unwrap().to_owned(), text("hdrs"), serde_json::from_str(&text("data")).unwrap())
+    };
+    (1..=last).map(one).collect()
+}
+
+#[test]
+fn a_nats_stream_keeps_every_message_once_and_commands_come_back() {
+    let mut server = NatsServer::start();
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("password");
+    std::fs::write(&secret, "sesame\n").unwrap();
+    let url = format!("nats://127.0.0.1:{}", server.port);
+    let credentials = format!("username = \"gate\"\npassword_file = \"{}\"", secret.display());
+    let gateway = Gateway::start(to(&url, &format!("dialect = \"json\"\n{credentials}")));
+    report(&gateway, "n-1", 1);
+    wait_for("that it says what is missing", PATIENCE, || {
+        gateway.get("/api/v1/upstreams").contains("no stream takes").then_some(())
+    });
+    let stream = json!({ "name": "SG", "subjects": ["sg.v1.gate-t.json.>"], "storage": "file", "duplicate_window": 600_000_000_000_u64 });
+    let made = server.request("$JS.API.STREAM.CREATE.SG", &stream.to_string());
+    assert!(made["error"].is_null(), "{made}");
+    let mine = |all: Vec<(String, String, Value)>| -> Vec<(String, String, Value)> {
+        all.into_iter().filter(|(subject, ..)| subject.ends_with("json.n-1.properties")).collect()
+    };
+    wait_for("the first report", PATIENCE, || (mine(kept(&server, "SG")).len() == 1).then_some(()));
+    server.pause();
+    for n in 2..=4 {
+        report(&gateway, "n-1", n);
+    }
+    server.resume();
+    let kept = wait_for("four reports", PATIENCE * 2, || {
+        let kept = mine(kept(&server, "SG"));
+        (kept.len() >= 4).then_some(kept)
+    });
+    let told: Vec<_> = kept.iter().filter_map(|(.., body)| body["properties"]["n"].as_u64()).collect();
+    assert_eq!(told, [1, 2, 3, 4]);
+    for (_, headers, body) in &kept {
+        let id = format!("Nats-Msg-Id: gate-t/{}/live/{}", body["epoch"].as_str().unwrap(), body["seq"]);
+        assert!(headers.contains(&id), "{id}: {headers}");
+    }
+    let before = gateway.metric("sluicegate_commands_total{result=\"");
+    server.request("$JS.API.INFO", "");
+    let command = r#"{"id":"c-1","read":["n"],"timeout_ms":50}"#;
+    nats_publish(&server, "sg.v1.gate-t.down.n-1", command);
+    wait_for("the reply to a command", PATIENCE, || {
+        let all = kept_replies(&server);
+        all.iter().any(|body| body["reply"]["id"] == "c-1").then_some(())
+    });
+    assert!(before < 0.5);
+    gateway.stop();
+}
+
+/// Publishes without asking for an answer: the request's own goes to nobody.
+fn nats_publish(server: &NatsServer, subject: &str, body: &str) {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+    let len = body.len();
+    write!(stream, "CONNECT {{\"user\":\"gate\",\"pass\":\"sesame\",\"verbose\":false}}\r\nPUB {subject} {len}\r\n{body}\r\nPING\r\n").unwrap();
+    let (mut heard, mut chunk) = (String::new(), [0; 1024]);
+    while !heard.contains("PONG") {
+        let read = stream.read(&mut chunk).unwrap();
+        assert!(read > 0, "{heard}");
+        heard.push_str(&String::from_utf8_lossy(&chunk[..read]));
+    }
+}
+
+fn kept_replies(server: &NatsServer) -> Vec<Value> {
+    kept(server, "SG")
+        .into_iter()
+        .filter(|(subject, ..)| subject.rsplit('.').next() == Some("reply"))
+        .map(|(.., body)| body)
+        .collect()
 }

@@ -1,6 +1,7 @@
 //! Nothing acknowledged is lost: SIGKILL at random moments, an upstream that goes and comes.
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -9,27 +10,43 @@ use sluicegate_tests::{Counter, Gateway, Language, Mosquitto, Options, Receiver}
 /// Kills in the test; more by `SLUICEGATE_KILLS`.
 const KILLS: u32 = 50;
 
-/// Everything a receiver saw of each device, duplicates of the devices' own resending taken out.
-fn counts(seen: &[Value]) -> HashMap<String, Vec<u64>> {
-    let mut counts: HashMap<String, Vec<u64>> = HashMap::new();
+/// Every report of each device as it came first: its count, and whether it was backlog.
+fn counts(seen: &[Value]) -> HashMap<String, Vec<(u64, bool)>> {
+    let mut counts: HashMap<String, Vec<(u64, bool)>> = HashMap::new();
     for message in seen {
         if let (Some(thing), Some(n)) = (message["thing"].as_str(), message["properties"]["n"].as_u64()) {
-            counts.entry(thing.to_owned()).or_default().push(n);
+            counts.entry(thing.to_owned()).or_default().push((n, message["hist"] == true));
         }
     }
     counts
 }
 
-/// Every acknowledged report is there, and first appearances are in order.
-fn check(device: &str, acknowledged: u64, seen: &[u64]) {
-    let mut last = 0;
-    for n in seen {
-        if *n > last {
-            assert_eq!(*n, last + 1, "{device}: {last} is followed by {n}");
-            last = *n;
+/// Every acknowledged report is there, and on each road (live, backlog) first appearances are in order.
+fn check(device: &str, acknowledged: u64, seen: &[(u64, bool)]) {
+    let (mut known, mut last) = (HashSet::new(), [0, 0]);
+    for (n, hist) in seen {
+        // A device sends again what was not acknowledged.
+        if known.insert(*n) {
+            let last = &mut last[usize::from(*hist)];
+            assert!(*n > *last, "{device}: {last} is followed by {n} (backlog: {hist})");
+            *last = *n;
         }
     }
-    assert!(last >= acknowledged, "{device}: {acknowledged} was acknowledged, {last} arrived");
+    let missing = (1..=acknowledged).find(|n| !known.contains(n));
+    assert_eq!(missing, None, "{device}: {acknowledged} was acknowledged");
+}
+
+/// Waits until every report of a device has come, on whichever road.
+fn all_of(receiver: &mut Receiver, device: &str, last: u64) {
+    let missing = RefCell::new((1..=last).collect::<HashSet<u64>>());
+    receiver.until(&format!("all {last} reports of {device}"), Duration::from_secs(90), |m| {
+        if m["thing"] == *device
+            && let Some(n) = m["properties"]["n"].as_u64()
+        {
+            missing.borrow_mut().remove(&n);
+        }
+        missing.borrow().is_empty()
+    });
 }
 
 /// A fixed sequence of pauses: a failure can be repeated.
@@ -69,10 +86,7 @@ fn fifty_kills_lose_nothing_acknowledged() {
     let acknowledged: Vec<(String, u64)> = devices.into_iter().map(|d| (d.name.clone(), d.stop())).collect();
     assert!(acknowledged.iter().all(|(_, n)| *n > u64::from(kills)), "{acknowledged:?}");
     for (device, n) in &acknowledged {
-        let what = format!("{device}'s report {n}");
-        receiver.until(&what, Duration::from_secs(60), |m| {
-            m["thing"] == *device && m["properties"]["n"].as_u64() >= Some(*n)
-        });
+        all_of(&mut receiver, device, *n);
     }
     gateway.stop();
     let (status, seen) = receiver.finish();
@@ -101,9 +115,7 @@ fn a_backlog_survives_an_absent_upstream_and_a_restart() {
     gateway.kill_and_restart();
     let acknowledged = device.stop();
     broker.resume();
-    receiver.until("the backlog", Duration::from_secs(90), |m| {
-        m["thing"] == "patient" && m["properties"]["n"].as_u64() >= Some(acknowledged)
-    });
+    all_of(&mut receiver, "patient", acknowledged);
     gateway.stop();
     let (status, seen) = receiver.finish();
     check("patient", acknowledged, &counts(&seen)["patient"]);

@@ -20,6 +20,7 @@ mod docs;
 mod durability;
 mod enhanced;
 mod formats;
+mod forwarding;
 mod gstreamer;
 mod hls;
 mod hostile;

@@ -4,7 +4,7 @@ use device_models::Class;
 
 use super::sim::{Leave, Rig};
 use super::{append_all, covered, drain};
-use crate::bus::{Bus, BusError, Entry, Happening, RECORD_MAX};
+use crate::bus::{Bus, BusError, Entry, Happening, RECORD_MAX, Road};
 use crate::config;
 
 fn records(from: u64, count: u64) -> Vec<Vec<u8>> {
@@ -132,4 +132,54 @@ async fn the_figures_say_what_happened() {
     let seen = seen.lock().unwrap();
     assert!(seen.contains(&Happening::Dropped { reason: "disk-error", count: 1 }), "{seen:?}");
     assert!(seen.iter().any(|happening| matches!(happening, Happening::Committed(_))));
+}
+
+fn numbers(entries: &[Entry]) -> Vec<u64> {
+    entries.iter().map(Entry::last).collect()
+}
+
+#[tokio::test]
+async fn what_comes_is_read_beside_what_waits_and_neither_is_read_twice() {
+    let rig = Rig::new();
+    let (bus, _) = rig.start().unwrap();
+    append_all(&bus, Class::Live, &records(0, 10)).await;
+    let mut reader = bus.reader("up").unwrap();
+    assert!(!reader.is_split(Class::Live) && reader.split(Class::Live, None) && reader.is_split(Class::Live));
+    append_all(&bus, Class::Live, &records(10, 10)).await;
+    assert_eq!(numbers(&reader.next_on(Road::Newest, Class::Live, 5, 1 << 20).await.unwrap()), [11, 12, 13, 14, 15]);
+    assert_eq!(numbers(&reader.next_on(Road::Main, Class::Live, 4, 1 << 20).await.unwrap()), [1, 2, 3, 4]);
+    reader.commit_span(Class::Live, 11, 13);
+    // Behind again: 15 was read but not sent, the rest waits; new ones do not wait for either.
+    assert!(reader.split(Class::Live, Some(15)));
+    append_all(&bus, Class::Live, &records(20, 2)).await;
+    reader.ready_on(&[(Road::Newest, Class::Live)]).await;
+    assert_eq!(numbers(&reader.next_on(Road::Newest, Class::Live, 9, 1 << 20).await.unwrap()), [21, 22]);
+    let mut main = Vec::new();
+    loop {
+        let entries = reader.next_on(Road::Main, Class::Live, 100, 1 << 20).await.unwrap();
+        if entries.is_empty() {
+            break;
+        }
+        main.extend(numbers(&entries));
+    }
+    assert_eq!(main, [5, 6, 7, 8, 9, 10, 15, 16, 17, 18, 19, 20]);
+    reader.commit_span(Class::Live, 21, 22);
+    assert_eq!((reader.backlog()[2], bus.backlog("up")[2], reader.committed()[2]), (17, 17, 0));
+    bus.close().await;
+
+    let (bus, _) = rig.cut(Leave::Nothing).start().unwrap();
+    let mut reader = bus.reader("up").unwrap();
+    let mut left = Vec::new();
+    loop {
+        let entries = reader.next(Class::Live, 100, 1 << 20).await.unwrap();
+        if entries.is_empty() {
+            break;
+        }
+        left.extend(numbers(&entries));
+    }
+    assert_eq!(left, (1..=10).chain(14..=20).collect::<Vec<_>>());
+    reader.commit_span(Class::Live, 1, 10);
+    assert_eq!(reader.committed()[2], 13);
+    assert!(matches!(reader.one(Class::Live, 16).await.unwrap(), Some(Entry::Record { seq: 16, .. })));
+    assert!(reader.one(Class::Live, 99).await.unwrap().is_none());
 }

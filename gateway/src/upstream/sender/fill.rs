@@ -11,10 +11,16 @@ use tracing::{debug, warn};
 
 use super::super::destination::{self, Connection};
 use super::super::dialect::{Parcel, Publication, Said};
-use super::super::queue::{Cut, Now};
+use super::super::filter::FILTERED;
+use super::super::lane::Lane;
+use super::super::queue::{Cut, Now, Pushed};
 use super::{CATALOG_PAUSE, Names, PACKET_BESIDE, STORE_PAUSE, Sender};
 use crate::bus::BusError;
 use crate::clock;
+use crate::metrics::Figure;
+
+/// One batch in so many is the backlog's if there is any.
+const BACKLOG_EVERY: u64 = 8;
 
 impl Sender {
     /// Hands the link as much as it may have.
@@ -45,40 +51,86 @@ impl Sender {
                 return Ok(());
             }
             let now = Now { instant: Instant::now(), us: clock::now_us(), connected_us: self.connected_us };
-            let limits = self.limits;
-            let cut = Class::ALL
-                .into_iter()
-                .zip(&mut self.queues)
-                .find_map(|(class, queue)| queue.cut(limits, now).map(|cut| (class, cut)));
-            let Some((class, cut)) = cut else { return Ok(()) };
-            self.pack(class, cut, now)?;
+            self.split_what_is_late(now);
+            let Some((lane, cut)) = self.cut(now, link.unconfirmed()) else { return Ok(()) };
+            self.pack(lane, cut, now)?;
         }
+    }
+
+    /// The next batch, if one is full or due: of what comes before what waited, but now and then the other way round, so
+    /// that live messages alone cannot keep the backlog for ever.
+    fn cut(&mut self, now: Now, unconfirmed: usize) -> Option<(Lane, Cut)> {
+        // A quarter of what may be under way is kept free of backlog.
+        let max = self.inflight_max();
+        let backlog_may = self.pace.may(now.instant) && unconfirmed < max - max / 4;
+        let backlog_first = self.turn % BACKLOG_EVERY == BACKLOG_EVERY - 1;
+        for asked_first in [true, false] {
+            for lane in self.lanes {
+                let backlog = self.is_backlog(*lane);
+                let first = lane.class == Class::Control || backlog == backlog_first;
+                if first != asked_first || (backlog && !backlog_may) {
+                    continue;
+                }
+                let mut limits = self.limits;
+                if backlog {
+                    limits.records = self.pace.records_max(limits.records);
+                    // Where a message is a publication of its own, a batch leaves room for what comes.
+                    if !self.dialect.accounts() && !destination::gathers(self.place.scheme) {
+                        limits.records = limits.records.min((max / 2).max(1));
+                    }
+                }
+                let Some(queue) = self.queues.get_mut(lane.index()) else { continue };
+                if let Some(cut) = queue.cut(limits, now, backlog.then_some(true)) {
+                    self.turn += 1;
+                    return Some((*lane, cut));
+                }
+            }
+        }
+        None
     }
 
     /// Tops the queues up from the bus.
     async fn pull(&mut self) -> Result<(), BusError> {
-        for ((class, queue), refused) in Class::ALL.into_iter().zip(&mut self.queues).zip(&self.refused) {
+        for lane in self.lanes {
+            let Some(queue) = self.queues.get_mut(lane.index()) else { continue };
             let (records, bytes) = queue.room(self.limits);
-            if records > 0 {
-                let unreadable = queue.push(self.reader.next(class, records, bytes).await?, refused);
-                if unreadable > 0 {
-                    self.metrics.dropped("unreadable", unreadable);
-                    self.status.send_modify(|status| status.dropped += unreadable);
-                }
+            if records == 0 {
+                continue;
+            }
+            let entries = self.reader.next_on(lane.road, lane.class, records, bytes).await?;
+            let refused = self.refused.get(usize::from(lane.class.number())).map_or(&[][..], Vec::as_slice);
+            let Pushed { unreadable, filtered } = queue.push(entries, refused, Instant::now());
+            if unreadable > 0 {
+                self.metrics.upstream_dropped(&self.config.name, "unreadable", unreadable);
+                self.status.send_modify(|status| status.dropped += unreadable);
+            }
+            if filtered > 0 {
+                self.metrics.add(Figure::Filtered, &[&self.config.name], filtered);
             }
         }
         Ok(())
     }
 
     /// Turns a cut into publishes in the outbox; what is too large for the broker is split, and said when it cannot be.
-    fn pack(&mut self, class: Class, cut: Cut, now: Now) -> Result<(), String> {
+    fn pack(&mut self, lane: Lane, mut cut: Cut, now: Now) -> Result<(), String> {
+        let span = (cut.first(), cut.through());
+        if !self.dialect.accounts() {
+            cut.holes.retain(|hole| hole.reason != FILTERED);
+        }
+        if cut.messages.is_empty() && cut.holes.is_empty() {
+            // Nothing of it is wanted, and nobody asks: only the cursor goes on.
+            self.window.begin(lane, span, &cut, 0, 0, now.instant);
+            self.settle(lane);
+            return Ok(());
+        }
         self.adopt_catalog(now);
+        let mut first = span.0;
         let mut parts = VecDeque::from([cut]);
         while let Some(cut) = parts.pop_front() {
             let parcel = Parcel {
                 scope: self.scope(),
                 epoch: self.epoch,
-                class,
+                class: lane.class,
                 hist: cut.hist,
                 now_us: now.us,
                 clock: self.clock,
@@ -95,7 +147,7 @@ impl Sender {
             let largest = publications.iter().map(size).max().unwrap_or_default();
             if largest > self.packet_max && !cut.messages.is_empty() {
                 if cut.messages.len() == 1 {
-                    self.metrics.dropped("oversize", 1);
+                    self.metrics.upstream_dropped(&self.config.name, "oversize", 1);
                     self.status.send_modify(|status| status.dropped += 1);
                 }
                 let reason = format!("oversize: {largest} bytes, the broker takes {}", self.packet_max);
@@ -108,15 +160,17 @@ impl Sender {
             }
             self.count_left_out(&left_out);
             let bytes = publications.iter().map(|publication| publication.payload.len() as u64).sum();
-            let batch = self.window.begin(class, &cut, bytes, publications.len());
+            // What was left out before, between and after them goes with them.
+            let through = if parts.is_empty() { span.1 } else { cut.through() };
+            let batch = self.window.begin(lane, (first, through), &cut, bytes, publications.len(), now.instant);
+            first = through.saturating_add(1);
+            if self.is_backlog(lane) {
+                self.pace.sent(cut.messages.len() as u64, bytes);
+            }
             self.outbox.extend(publications.into_iter().map(|publication| (publication, Some(batch))));
         }
         // What became no publish at all is done as soon as everything before it is.
-        for class in Class::ALL {
-            if let Some(done) = self.window.settled(class) {
-                self.done(done);
-            }
-        }
+        self.settle(lane);
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use device_models::Class;
-use device_models::wire::{Catalog, Clock};
+use device_models::wire::{Catalog, Clock, decode_message};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
@@ -20,13 +20,16 @@ use super::destination::place::Place;
 use super::destination::{self, Connection, Event, LinkError, Settings, Version};
 use super::dialect::{Dialect, Heard, Publication, Run, Scope, Station, dialect};
 use super::down::Down;
+use super::filter::Filter;
 use super::introductions::Introductions;
-use super::queue::{Limits, Queue, RECORDS_MAX};
+use super::lane::Lane;
+use super::pace::{Pace, Rates};
+use super::queue::{LIVE_MAX_US, Limits, Now, Queue, RECORDS_MAX};
 use super::status::Status;
 use super::things::Things;
 use super::window::{BatchId, Done, Window};
-use crate::bus::Reader;
-use crate::metrics::Metrics;
+use crate::bus::{Entry, Reader, Road};
+use crate::metrics::{Figure, Metrics};
 use crate::threads::Tasks;
 use crate::tls::Trust;
 use crate::{clock, config};
@@ -44,6 +47,8 @@ const CLOSE_MAX: Duration = Duration::from_millis(500);
 const CATALOG_PAUSE: Duration = Duration::from_secs(10);
 /// Pause after an error of the disk.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// How long numbers that the filter leaves out wait for company before they are accounted for alone.
+const SKIP_PAUSE: Duration = Duration::from_secs(60);
 /// What MQTT adds to topic and payload, at most.
 const PACKET_BESIDE: usize = 32;
 
@@ -71,8 +76,16 @@ pub(super) struct Sender {
     status: watch::Sender<Status>,
     reader: Reader,
     limits: Limits,
-    /// By class.
-    queues: [Queue; 4],
+    /// By lane.
+    queues: [Queue; Lane::COUNT],
+    filter: Arc<Filter>,
+    /// Those in use, in the order they are asked.
+    lanes: &'static [Lane],
+    pace: Pace,
+    /// Batches cut: now and then the backlog is asked first.
+    turn: u64,
+    /// By class, while nothing of it is at hand: when its oldest message was taken in.
+    oldest_us: [Option<i64>; 4],
     window: Window,
     /// Made and not yet handed to the link: one batch's worth.
     outbox: VecDeque<(Publication, Option<BatchId>)>,
@@ -127,6 +140,15 @@ impl Sender {
         };
         let (status, watch) = watch::channel(status);
         let Parts { gateway, bus, things, tasks, metrics, quarantine } = parts.clone();
+        let filter = Arc::new(Filter::new(&config.filter));
+        let spoken = dialect(config.dialect);
+        let skip_pause = if spoken.accounts() { SKIP_PAUSE } else { Duration::ZERO };
+        let live_first = config.order == config::Order::LiveFirst && spoken.tells_time();
+        let lanes = if live_first { Lane::LIVE_FIRST } else { Lane::IN_ORDER };
+        let rates = Rates {
+            messages: config.drain_messages_per_second,
+            bytes: config.drain_kib_per_second.saturating_mul(1024),
+        };
         let sender = Self {
             limits: Limits {
                 records: RECORDS_MAX,
@@ -136,7 +158,12 @@ impl Sender {
             dialect: dialect(config.dialect),
             epoch: bus.epoch(),
             down: Down::new(Arc::clone(&things), bus, tasks.clone(), metrics.clone()),
-            queues: std::array::from_fn(|_| Queue::new(now)),
+            queues: queues(&filter, skip_pause, now),
+            filter,
+            lanes,
+            pace: Pace::new(usize::from(config.inflight_max.max(1)), rates, now),
+            turn: 0,
+            oldest_us: [None; 4],
             window: Window::default(),
             outbox: VecDeque::new(),
             names: Names::none(),
@@ -174,6 +201,8 @@ impl Sender {
                 End::Stopping => break,
                 End::Lost { reason, rest } => {
                     self.lost(reason);
+                    self.back();
+                    self.look_at_oldest().await;
                     if self.useful {
                         pause = PAUSE_MIN;
                     }
@@ -235,14 +264,57 @@ impl Sender {
     fn back(&mut self) {
         let now = Instant::now();
         self.reader.rewind();
-        self.queues = std::array::from_fn(|_| Queue::new(now));
+        let skip_pause = if self.dialect.accounts() { SKIP_PAUSE } else { Duration::ZERO };
+        self.queues = queues(&self.filter, skip_pause, now);
         self.window.clear();
         self.outbox.clear();
+        self.pace.reset();
+        self.split();
         self.stale = self.last_token;
+    }
+
+    /// From here on, live first, what comes does not wait for what is there, if that is more than a batch.
+    fn split(&mut self) {
+        let waiting = self.reader.backlog();
+        for class in Lane::SPLIT {
+            let waiting = waiting.get(usize::from(class.number())).copied().unwrap_or_default();
+            if self.live_first() && waiting > RECORDS_MAX as u64 {
+                self.reader.split(class, None);
+            }
+        }
+    }
+
+    fn live_first(&self) -> bool {
+        self.lanes.len() > Lane::IN_ORDER.len()
+    }
+
+    /// Whether a lane is of what waited, beside one of what comes.
+    fn is_backlog(&self, lane: Lane) -> bool {
+        lane.road == Road::Main && self.reader.is_split(lane.class)
+    }
+
+    /// A lane of what comes that has fallen behind becomes backlog, and a new one begins.
+    fn split_what_is_late(&mut self, now: Now) {
+        if !self.live_first() {
+            return;
+        }
+        for class in Lane::SPLIT {
+            let road = if self.reader.is_split(class) { Road::Newest } else { Road::Main };
+            let lane = Lane { class, road };
+            let Some(queue) = self.queues.get_mut(lane.index()) else { continue };
+            let late = queue.head().filter(|(_, received_us)| *received_us < now.us.saturating_sub(LIVE_MAX_US));
+            if let Some((seq, _)) = late
+                && self.reader.split(class, Some(seq))
+            {
+                queue.clear();
+            }
+        }
     }
 
     fn up(&mut self, link: &mut dyn Connection, packet_max: Option<usize>) -> Result<(), LinkError> {
         self.connected_us = clock::now_us();
+        // What came since the connection was asked for waited too.
+        self.back();
         self.packet_max = packet_max.unwrap_or(usize::MAX);
         self.clock = clock_quality();
         for filter in self.dialect.filters(self.scope()) {
@@ -290,6 +362,7 @@ impl Sender {
                 return End::lost(reason);
             }
             let room = self.room(link) && self.store_rest.is_none();
+            let wanted = self.wanted();
             let due = self.due(link);
             tokio::select! {
                 event = link.next() => {
@@ -297,7 +370,7 @@ impl Sender {
                         return end;
                     }
                 }
-                () = self.reader.ready(), if room => {}
+                () = self.reader.ready_on(&wanted), if room => {}
                 () = tokio::time::sleep_until(due.unwrap_or(self.progress)), if due.is_some() => self.store_rest = None,
                 () = tokio::time::sleep_until(self.progress + CONFIRM_SILENCE_MAX), if link.unconfirmed() > 0 => {
                     return End::lost(format!("the destination has confirmed nothing for {CONFIRM_SILENCE_MAX:?}"));
@@ -311,6 +384,12 @@ impl Sender {
     /// Whether another publish may go: the outbox is bound by it, and with it everything before.
     fn room(&self, link: &dyn Connection) -> bool {
         self.outbox.is_empty() && link.unconfirmed() < self.inflight_max()
+    }
+
+    /// The lanes whose queues have room for more.
+    fn wanted(&self) -> Vec<(Road, Class)> {
+        let hungry = |lane: &&Lane| self.queues.get(lane.index()).is_some_and(|queue| queue.room(self.limits).0 > 0);
+        self.lanes.iter().filter(hungry).map(|lane| (lane.road, lane.class)).collect()
     }
 
     /// A destination that takes one at a time needs no more than the next one at hand.
@@ -328,7 +407,11 @@ impl Sender {
             return None;
         }
         let introduction = if self.dialect.introduces() { self.introductions.due(&*self.things) } else { None };
-        self.queues.iter().filter_map(Queue::deadline).chain(introduction).min()
+        let paced = |lane: &Lane, deadline: Instant| {
+            if self.is_backlog(*lane) { Some(deadline.max(self.pace.due()?)) } else { Some(deadline) }
+        };
+        let deadline = |lane: &Lane| paced(lane, self.queues.get(lane.index())?.deadline()?);
+        self.lanes.iter().filter_map(deadline).chain(introduction).min()
     }
 
     async fn hear(&mut self, link: &mut dyn Connection, event: Event) -> Option<End> {
@@ -375,22 +458,35 @@ impl Sender {
         self.useful = true;
         self.refused_in_row = 0;
         self.limits.records = (self.limits.records * 2).min(RECORDS_MAX);
-        if let Some(done) = self.window.confirmed(token) {
+        if let Some(lane) = self.window.confirmed(token) {
+            self.settle(lane);
+        }
+    }
+
+    /// Moves the cursor over everything of a lane that waits for nothing.
+    fn settle(&mut self, lane: Lane) {
+        while let Some(done) = self.window.settled(lane) {
             self.done(done);
         }
     }
 
     fn done(&mut self, done: Done) {
-        self.reader.commit(done.class, done.through);
-        if let Some(refused) = self.refused.get_mut(usize::from(done.class.number())) {
-            refused.retain(|(seq, _)| *seq > done.through);
+        let class = done.lane.class;
+        self.reader.commit_span(class, done.first, done.through);
+        if let Some(refused) = self.refused.get_mut(usize::from(class.number())) {
+            refused.retain(|(seq, _)| *seq < done.first || *seq > done.through);
         }
-        self.metrics.acked(&self.config.name, done.class, done.through);
+        if self.is_backlog(done.lane) {
+            let now = Instant::now();
+            for _ in 0..done.batches {
+                self.pace.confirmed(now, now - done.sent);
+            }
+        }
         self.metrics.sent(&self.config.name, done.messages, done.bytes);
         self.status.send_modify(|status| {
             status.messages += done.messages;
             status.bytes += done.bytes;
-            status.batches += 1;
+            status.batches += done.batches;
         });
     }
 
@@ -418,14 +514,44 @@ impl Sender {
 
     fn note(&self) {
         let (backlog, acked) = (self.reader.backlog(), self.reader.committed());
-        for (class, messages) in Class::ALL.into_iter().zip(backlog) {
+        let now_us = clock::now_us();
+        for ((class, messages), acked) in Class::ALL.into_iter().zip(backlog).zip(acked) {
             self.metrics.backlog(&self.config.name, class, messages);
+            self.metrics.acked(&self.config.name, class, acked);
+            let oldest = if messages == 0 { None } else { self.oldest_us(class) };
+            let seconds = oldest.map_or(0.0, |since| now_us.saturating_sub(since).max(0) as f64 / 1e6);
+            self.metrics.set(Figure::BacklogOldest, &[&self.config.name, class.topic()], seconds);
         }
         self.status.send_if_modified(|status| {
             let changed = (status.backlog, status.acked) != (backlog, acked);
             (status.backlog, status.acked) = (backlog, acked);
             changed
         });
+    }
+
+    /// When the oldest message of a class was taken in that the destination does not have.
+    fn oldest_us(&self, class: Class) -> Option<i64> {
+        let at_hand = self.lanes.iter().filter(|lane| lane.class == class).filter_map(|lane| {
+            let waiting = self.queues.get(lane.index()).and_then(Queue::head).map(|(_, received_us)| received_us);
+            self.window.oldest_us(*lane).into_iter().chain(waiting).min()
+        });
+        at_hand.min().or_else(|| self.oldest_us.get(usize::from(class.number())).copied().flatten())
+    }
+
+    /// Looks on the disk how long the oldest message waits, while there is no connection to read for.
+    async fn look_at_oldest(&mut self) {
+        for (class, waiting) in Class::ALL.into_iter().zip(self.reader.backlog()) {
+            let at = usize::from(class.number());
+            let seq = self.reader.committed().get(at).copied().unwrap_or_default() + 1;
+            let oldest = match self.reader.one(class, seq).await {
+                Ok(Some(Entry::Record { bytes, .. })) if waiting > 0 => decode_message(&bytes).ok(),
+                _ => None,
+            };
+            if let Some(slot) = self.oldest_us.get_mut(at) {
+                *slot = oldest.map(|message| message.received_us);
+            }
+        }
+        self.note();
     }
 
     fn scope(&self) -> Scope<'_> {
@@ -486,6 +612,10 @@ impl Names {
     fn none() -> Self {
         Self { catalog: Arc::new(Catalog::new(0)), published: false, adopted: None }
     }
+}
+
+fn queues(filter: &Arc<Filter>, skip_pause: Duration, now: Instant) -> [Queue; Lane::COUNT] {
+    std::array::from_fn(|_| Queue::new(Arc::clone(filter), skip_pause, now))
 }
 
 async fn secret(path: &Path) -> Result<String, String> {

@@ -13,8 +13,6 @@ use crate::bus::Entry;
 
 /// Messages set aside one after the other with nothing taken between.
 const IN_ROW_MAX: u32 = 10;
-/// Bytes read to find the one message: it alone is asked for.
-const ONE: usize = 1;
 
 impl Sender {
     pub(super) async fn refused(&mut self, token: u64, reason: String) -> Option<End> {
@@ -32,8 +30,8 @@ impl Sender {
                     reason, "the destination does not want to be told of what is missing"
                 );
                 self.metrics.left_out(&self.config.name, "refused", 1);
-                if let Some(done) = self.window.confirmed(token) {
-                    self.done(done);
+                if let Some(lane) = self.window.confirmed(token) {
+                    self.settle(lane);
                 }
                 return None;
             }
@@ -53,7 +51,7 @@ impl Sender {
             return Some(End::lost(format!("{reason}; it cannot be set aside: {error}")));
         }
         warn!(upstream = self.config.name, class = class.topic(), seq, reason, "refused for good, set aside");
-        self.metrics.dropped("refused", 1);
+        self.metrics.upstream_dropped(&self.config.name, "refused", 1);
         self.status.send_modify(|status| status.dropped += 1);
         if let Some(refused) = self.refused.get_mut(usize::from(class.number())) {
             refused.push((seq, format!("refused: {reason}")));
@@ -62,22 +60,12 @@ impl Sender {
     }
 
     /// Reads the message again and keeps it in the upstream's file.
-    async fn set_aside(&mut self, class: device_models::Class, seq: u64, reason: &str) -> Result<(), String> {
-        let mut message = Value::Null;
-        // The cursor stands before it, maybe with gaps between.
-        loop {
-            let entries = self.reader.next(class, ONE, ONE).await.map_err(|error| error.to_string())?;
-            let Some(entry) = entries.into_iter().next() else { break };
-            match entry {
-                Entry::Record { seq: at, bytes } if at == seq => {
-                    message = decode_message(&bytes).map(|message| message_json(&message)).unwrap_or_default();
-                    break;
-                }
-                other if other.last() >= seq => break,
-                _ => {}
-            }
-        }
-        self.reader.rewind();
+    async fn set_aside(&self, class: device_models::Class, seq: u64, reason: &str) -> Result<(), String> {
+        let message = match self.reader.one(class, seq).await.map_err(|error| error.to_string())? {
+            Some(Entry::Record { bytes, .. }) => decode_message(&bytes).map(|message| message_json(&message)),
+            _ => Ok(Value::Null),
+        };
+        let message = message.unwrap_or_default();
         let line = serde_json::json!({
             "epoch": format!("{:016x}", self.epoch), "class": class.topic(), "seq": seq, "reason": reason, "message": message,
         });

@@ -1,0 +1,42 @@
+//! A line of so many bits a second between two local ports, with little room in it: a token bucket over TCP.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+/// Bytes moved at a time.
+const PIECE: usize = 4096;
+
+/// Carries connections to `to` at `bits_per_second` there, and as fast as it goes back. Answers its port.
+pub fn slow_line(to: u16, bits_per_second: u64) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("its address").port();
+    // What the kernel would hold in between is no line's.
+    rustix::net::sockopt::set_socket_recv_buffer_size(&listener, 32 << 10).expect("a small buffer");
+    std::thread::spawn(move || {
+        for near in listener.incoming().map_while(Result::ok) {
+            let Ok(far) = TcpStream::connect(("127.0.0.1", to)) else { continue };
+            let (Ok(near_back), Ok(far_back)) = (near.try_clone(), far.try_clone()) else { continue };
+            std::thread::spawn(move || carry(near, far, Some(bits_per_second)));
+            std::thread::spawn(move || carry(far_back, near_back, None));
+        }
+    });
+    port
+}
+
+fn carry(mut from: TcpStream, mut to: TcpStream, bits_per_second: Option<u64>) {
+    let (mut piece, mut free_at) = ([0; PIECE], Instant::now());
+    while let Ok(read @ 1..) = from.read(&mut piece) {
+        if let Some(rate) = bits_per_second {
+            let now = Instant::now();
+            free_at = free_at.max(now) + Duration::from_secs_f64(read as f64 * 8.0 / rate as f64);
+            std::thread::sleep(free_at - now);
+        }
+        if to.write_all(&piece[..read]).is_err() {
+            break;
+        }
+    }
+    // The other side may have gone first.
+    drop(to.shutdown(std::net::Shutdown::Both));
+    drop(from.shutdown(std::net::Shutdown::Both));
+}
