@@ -80,7 +80,10 @@ impl Sender {
                     }
                 }
                 let Some(queue) = self.queues.get_mut(lane.index()) else { continue };
-                if let Some(cut) = queue.cut(limits, now, backlog.then_some(true)) {
+                // Where there are two roads the road decides, so that each is in order: what was taken in before the connection
+                // but came to be on disk after it is on the live one.
+                let hist = self.reader.is_split(lane.class).then_some(backlog);
+                if let Some(cut) = queue.cut(limits, now, hist) {
                     self.turn += 1;
                     return Some((*lane, cut));
                 }
