@@ -21,7 +21,7 @@ use crate::intake::Intake;
 use crate::metrics::Metrics;
 use crate::outlet::{Means, Outlets, Voice};
 use crate::pull;
-use crate::record::Recorder;
+use crate::record::{self, Recorder};
 use crate::relay::Relays;
 use crate::stream::StreamCore;
 use crate::threads::Tasks;
@@ -92,12 +92,13 @@ impl App {
             voice: means.voice.clone(),
         };
         pull::start(&plan.config.pulls, &pulls);
-        let recorder = Recorder::start(&plan.config.records, &plan.config.store.path, means.voice.clone())?;
+        let hooks = Hooks::start(&plan.config.hooks, &streams, &tasks, &metrics)?;
+        let tell = record::Tell { voice: means.voice.clone(), hooks: hooks.clone() };
+        let recorder = Recorder::start(&plan.config.records, &plan.config.store.path, tell)?;
         let outlets = Outlets::start(means, relays, recorder, intake.events());
         tasks.spawn("cameras", cameras::run(intake.clone(), outlets.clone(), camera_reports));
         tasks.spawn("latest", save_latest(devices.clone(), tasks.clone()));
         let hls = Hls::new(&plan.config.hls, streams.clone(), tasks.clone(), metrics.clone());
-        let hooks = Hooks::start(&plan.config.hooks, &streams, &tasks, &metrics)?;
         let services = Services { tasks: tasks.clone(), bus, intake, broker, streams, hls, gatekeeper, hooks, metrics };
         let listeners = plan.adapters.iter().filter_map(|adapter| adapter.tls.clone());
         let certificates = listeners.chain(plan.admin_tls.clone()).collect();

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
@@ -156,13 +157,16 @@ fn raise_descriptors() {
 
 async fn run(plan: Plan) -> anyhow::Result<ExitCode> {
     raise_descriptors();
+    // Before anything runs: a stop that comes early is a stop too, and no kill.
+    let mut stop = StopSignals::install()?;
+    let mut hang_up = signal(SignalKind::hangup())?;
     let app = App::start(plan).await?;
     let watchdog = watchdog(&app);
     // Not under systemd: nobody to notify.
     drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
     let why = tokio::select! {
-        why = stop_signal() => why?,
-        ended = hang_ups(&app) => ended?,
+        why = stop.next() => why,
+        () = hang_ups(&app, &mut hang_up) => "no more signals",
         () = watchdog => "the watchdog",
     };
     info!(why, "stopping");
@@ -183,24 +187,32 @@ async fn watchdog(app: &App) {
 }
 
 /// Has certificates read again at every SIGHUP; never ends otherwise.
-async fn hang_ups(app: &App) -> std::io::Result<&'static str> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut hang_ups = signal(SignalKind::hangup())?;
-    while hang_ups.recv().await.is_some() {
+async fn hang_ups(app: &App, hang_up: &mut Signal) {
+    while hang_up.recv().await.is_some() {
         info!("SIGHUP: looking at the certificates");
         app.reload().await;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
-/// Resolves at SIGTERM or SIGINT.
-pub async fn stop_signal() -> std::io::Result<&'static str> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => Ok("SIGTERM"),
-        _ = interrupt.recv() => Ok("SIGINT"),
+/// SIGTERM and SIGINT, caught from here on.
+#[derive(Debug)]
+pub struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    pub fn install() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Resolves when one comes, with its name.
+    pub async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use self::consumer::Platform;
 use self::ports::{Ports, Taken};
 use crate::app::App;
-use crate::cli::stop_signal;
+use crate::cli::StopSignals;
 use crate::config::load::load_text;
 use crate::config::plan::Plan;
 use crate::metrics::{Figure, Sample};
@@ -64,6 +64,7 @@ pub struct Outcome {
 
 /// Runs the demo until it is stopped; `true` when nothing was lost.
 pub async fn run(options: Options) -> anyhow::Result<bool> {
+    let mut stop = StopSignals::install()?;
     let folder = Folder::make(options.dir.as_deref())?;
     let demo = Demo::start(&folder, options.empty).await?;
     print(&demo.words())?;
@@ -75,7 +76,7 @@ pub async fn run(options: Options) -> anyhow::Result<bool> {
     };
     tokio::select! {
         () = limit => {}
-        signal = stop_signal() => { signal?; }
+        _ = stop.next() => {}
     }
     let began = Instant::now();
     let outcome = demo.stop().await;

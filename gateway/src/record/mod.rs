@@ -29,6 +29,7 @@ pub use self::shelf::Recording;
 use self::shelf::Shelf;
 use self::writer::{Piece, Writer};
 use crate::config::{self, When};
+use crate::hooks::Hooks;
 use crate::outlet::{Demand, Means, Reason, Voice, chosen};
 use crate::stream::{TapKind, TapRules, Tapped};
 use crate::threads::{self, Tasks};
@@ -175,9 +176,18 @@ pub struct Recorder {
     files: Arc<AtomicU64>,
 }
 
+/// Who is told what becomes of recordings.
+#[derive(Debug)]
+pub(crate) struct Tell {
+    /// Events and properties of the camera.
+    pub voice: Voice,
+    /// `on_record`, when a file is complete.
+    pub hooks: Hooks,
+}
+
 impl Recorder {
     /// Starts the writer; nothing without a rule.
-    pub(crate) fn start(records: &[config::Record], store: &Path, voice: Voice) -> io::Result<Option<Self>> {
+    pub(crate) fn start(records: &[config::Record], store: &Path, tell: Tell) -> io::Result<Option<Self>> {
         if records.is_empty() {
             return Ok(None);
         }
@@ -186,7 +196,7 @@ impl Recorder {
             records.iter().map(|record| Arc::new(Rule { root: root(record), config: record.clone() })).collect();
         let (pieces, incoming) = mpsc::channel(PIECES_MAX);
         let shelf = Shelf::default();
-        let (writer, known) = (Writer::new(shelf.clone(), voice), rules.clone());
+        let (writer, known) = (Writer::new(shelf.clone(), tell), rules.clone());
         let writer = threads::thread("sg-record", move || writer.run(&known, incoming))?;
         let writer = Arc::new(Mutex::new(Some(writer)));
         Ok(Some(Self { rules, pieces, writer, shelf, files: Arc::default() }))

@@ -19,10 +19,10 @@ use tracing::{info, warn};
 
 use super::shelf::{self, RECORDINGS_MAX, Recording, Shelf, Wall};
 use super::whole::whole;
-use super::{Board, Rule};
+use super::{Board, Rule, Tell};
 use crate::clock;
 use crate::config::Format;
-use crate::outlet::Voice;
+use crate::hooks::Visit;
 
 /// Levels of folders below a rule's own: a stream name has up to four.
 const DEPTH_MAX: usize = 4;
@@ -53,7 +53,7 @@ struct Writing {
 
 pub(super) struct Writer {
     shelf: Shelf,
-    voice: Voice,
+    tell: Tell,
     open: HashMap<u64, Writing>,
     wall: Wall,
 }
@@ -70,8 +70,8 @@ enum WriteError {
 }
 
 impl Writer {
-    pub(super) fn new(shelf: Shelf, voice: Voice) -> Self {
-        Self { shelf, voice, open: HashMap::new(), wall: Wall::new() }
+    pub(super) fn new(shelf: Shelf, tell: Tell) -> Self {
+        Self { shelf, tell, open: HashMap::new(), wall: Wall::new() }
     }
 
     /// Reads what is there, then writes until the end is said or the senders are gone.
@@ -102,7 +102,7 @@ impl Writer {
         match outcome {
             Ok(true) if piece.first && piece.board.resume() => {
                 info!(stream = %piece.stream, rule = piece.rule.config.name, "recording goes on");
-                self.voice.event(piece.stream.as_str(), "recordResumed", &[("rule", &piece.rule.config.name)]);
+                self.tell.voice.event(piece.stream.as_str(), "recordResumed", &[("rule", &piece.rule.config.name)]);
             }
             Ok(_) => {}
             Err(error) => {
@@ -110,7 +110,7 @@ impl Writer {
                 if piece.board.pause(&error.to_string()) {
                     warn!(stream = %piece.stream, rule = piece.rule.config.name, %error, "recording pauses");
                     let data = [("rule", piece.rule.config.name.as_str()), ("reason", &error.to_string())];
-                    self.voice.event(piece.stream.as_str(), "recordPaused", &data);
+                    self.tell.voice.event(piece.stream.as_str(), "recordPaused", &data);
                 }
             }
         }
@@ -197,6 +197,9 @@ impl Writer {
         if let Some(folder) = recording.path.parent() {
             sync_folder(folder);
         }
+        let stream = piece.stream.to_string();
+        let visit = Visit { stream, protocol: "record".to_owned(), peer: None, query: String::new() };
+        self.tell.hooks.recorded(visit, &recording.path.to_string_lossy());
     }
 
     /// Removes what is too old, and the oldest until the piece has room.
@@ -247,7 +250,7 @@ impl Writer {
                 ("bytes", Value::Int(bytes as i64)),
                 ("reason", Value::Text(why.to_owned())),
             ];
-            self.voice.event_with(&stream, "recordsRemoved", data);
+            self.tell.voice.event_with(&stream, "recordsRemoved", data);
         }
     }
 
@@ -284,7 +287,7 @@ impl Writer {
                     info!(path = %path.display(), torn, "a recording that was open is complete");
                     let bytes = Value::Int(torn as i64);
                     let data = vec![("rule", Value::Text(rule.config.name.clone())), ("bytes", bytes)];
-                    self.voice.event_with(&stream, "recordRepaired", data);
+                    self.tell.voice.event_with(&stream, "recordRepaired", data);
                     (path, duration_ms)
                 }
                 Ok(None) => return remove(path),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
-use sluicegate_tests::{Child, Gateway, Options, PATIENCE, run_ok, wait_for};
+use sluicegate_tests::{Child, Gateway, HookServer, Options, PATIENCE, run_ok, wait_for};
 use tempfile::TempDir;
 
 use crate::relays::{long_gops, order};
@@ -49,9 +49,13 @@ fn recordings_hold_every_frame_that_was_published_and_can_be_fetched_in_ranges()
     let folder = TempDir::new().unwrap();
     let clip = clip(folder.path(), 12);
     let rules = rule("mp4", "") + &rule("flv", "format = \"flv\"");
-    let gateway = Gateway::start(Options::default().with("[stream]\ngrace_seconds = 1").with(&rules));
+    let hooks = HookServer::start();
+    let options = Options::default().with("[stream]\ngrace_seconds = 1").with(&hooks.toml(&["on_record"])).with(&rules);
+    let gateway = Gateway::start(options);
     let mut pushed = push(&gateway, &clip, "live/rec", &[]);
     assert!(pushed.wait(Duration::from_secs(60)).success());
+    let told = hooks.until("on_record", "live/rec").body;
+    assert!(Path::new(told["path"].as_str().unwrap()).is_file(), "{told}");
     let all = wait_for("all recordings to be complete", PATIENCE, || {
         let all = recordings(&gateway, "?stream=live/rec");
         (all.len() >= 6 && all.iter().all(|r| r["open"] == false)).then_some(all)
