@@ -42,7 +42,15 @@ mod tests {
     /// Every key of every section stands in the example: it is the reference.
     #[test]
     fn the_example_names_every_key() {
-        let source = [include_str!("mod.rs"), include_str!("rules.rs"), include_str!("outlet.rs")].concat();
+        let source = [
+            include_str!("mod.rs"),
+            include_str!("media.rs"),
+            include_str!("outlet.rs"),
+            include_str!("rules.rs"),
+            include_str!("store.rs"),
+            include_str!("upstream.rs"),
+        ]
+        .concat();
         let text = example();
         let keys: Vec<&str> = source
             .lines()

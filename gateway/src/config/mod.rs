@@ -6,18 +6,23 @@
 mod access;
 pub mod example;
 pub mod load;
+mod media;
 mod outlet;
 pub mod plan;
 pub mod problem;
 mod rules;
+mod store;
+mod upstream;
 
 use std::path::PathBuf;
 
-use device_models::wire;
 use serde::Deserialize;
 
+pub use self::media::{AudioRule, Hls, Pull, PullTransport, PullWhen, Stream, UnplayableAudio, Webrtc};
 pub use self::outlet::{AlarmEvent, Format, OverBudget, Record, Relay, When};
 pub use self::rules::{Alarm, Reporting, Rule, Take};
+pub use self::store::{SharePercent, Store, TtlHours};
+pub use self::upstream::{Compression, Dialect, Filter, MinQuality, MqttVersion, Order, Upstream};
 
 /// The whole configuration: `sluicegate.toml` plus `conf.d/*.toml`.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -63,65 +68,6 @@ pub struct Gateway {
     pub memory_mib: u64,
 }
 
-/// The bus on disk.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Store {
-    /// State folder.
-    pub path: PathBuf,
-    /// A batch of messages is made durable (fdatasync) at most this long after its first message, ms, 0 to 1000.
-    /// Acknowledgements (PUBACK, CoAP ACK) go out after it. 0: every batch at once.
-    pub commit_ms: u64,
-    /// … or as soon as this much waits, KiB, 4 to 4096.
-    pub commit_kib: u64,
-    /// Bytes all segment files together may take, MiB, at least 8. The oldest of the lowest class that has more than
-    /// its share goes first, and a gap record says so.
-    pub cap_mib: u64,
-    /// Size of one segment file, MiB, 1 to 64.
-    pub segment_mib: u64,
-    /// Free space that is left to the rest of the box, MiB: below it the log drops as at its cap.
-    pub free_min_mib: u64,
-    /// What of all bytes a class keeps while another has more than its own share, percent, together at most 100: a flood
-    /// of one class must not cost the others all they have.
-    pub share_percent: SharePercent,
-    /// Messages older than this go, with a gap record, even where there is room, hours, up to 87600. 0: never.
-    pub ttl_hours: TtlHours,
-}
-
-/// A share for each class of messages, percent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct SharePercent {
-    pub control: u64,
-    pub event: u64,
-    pub live: u64,
-    pub historical: u64,
-}
-
-/// A longest age for each class of messages, hours.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TtlHours {
-    pub control: u64,
-    pub event: u64,
-    pub live: u64,
-    pub historical: u64,
-}
-
-impl SharePercent {
-    /// In the order of the classes' numbers.
-    pub const fn by_class(self) -> [u64; 4] {
-        [self.control, self.event, self.live, self.historical]
-    }
-}
-
-impl TtlHours {
-    /// In the order of the classes' numbers.
-    pub const fn by_class(self) -> [u64; 4] {
-        [self.control, self.event, self.live, self.historical]
-    }
-}
-
 /// Status page, API, metrics.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -163,103 +109,6 @@ pub enum BrokerCore {
     Rumqttd,
 }
 
-/// The streaming core.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Stream {
-    /// Pinned threads; 0: one less than the CPUs, at least 1.
-    pub threads: usize,
-    /// Above this use of its thread a stream's new viewers are served by another thread, %, 0 to 100. 100: never.
-    pub spill_percent: u64,
-    /// Lower bound of the merge window, ms, 0 to 1000. 0: viewers get each frame at once while there is time to spare.
-    pub window_min_ms: u64,
-    /// Upper bound of the merge window, ms, 0 to 1000: how long bytes for viewers may be collected under load.
-    pub window_max_ms: u64,
-    /// Bytes kept of one stream in one container since its last key frame, KiB.
-    pub gop_kib: u64,
-    /// Seconds kept of one stream since its last key frame (also bounds audio-only streams).
-    pub gop_seconds: u64,
-    /// Streams at a time.
-    pub sources_max: usize,
-    /// Viewers at a time.
-    pub viewers_max: usize,
-    /// A viewer further behind than this jumps to the newest key frame, ms.
-    pub lag_max_ms: u64,
-    /// A viewer that takes no byte for this long is closed, seconds.
-    pub stall_max_seconds: u64,
-    /// A publisher that sends nothing for this long is closed, seconds.
-    pub silence_max_seconds: u64,
-    /// How long a viewer waits for a stream that is not there yet, seconds.
-    pub wait_max_seconds: u64,
-    /// How long viewers are kept when the publisher goes, seconds.
-    pub grace_seconds: u64,
-    /// Whether a new publisher of a live stream replaces the old one (else it is refused).
-    pub takeover: bool,
-    /// What all relays together may take, kbit/s; 0: no limit.
-    pub relays_kbps_max: u64,
-    /// What becomes of audio that browsers cannot play.
-    pub unplayable_audio: UnplayableAudio,
-    /// Streams with a choice of their own; the first that fits holds.
-    pub audio_rules: Vec<AudioRule>,
-}
-
-/// What becomes of audio that browsers cannot play.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum UnplayableAudio {
-    /// It goes out as it came.
-    Pass,
-    /// G.711, AC-3 and FLAC are left out.
-    Drop,
-    /// G.711 becomes AAC, 32 kbit/s; the rest passes.
-    #[default]
-    Aac,
-}
-
-/// A choice for some streams.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AudioRule {
-    /// Stream name, or `live/*`.
-    pub stream: String,
-    pub unplayable_audio: UnplayableAudio,
-}
-
-/// WebRTC: WHEP out and WHIP in, on the console's port; its media on a port of its own.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Webrtc {
-    /// `udp://HOST:PORT` of the media; empty: no WebRTC.
-    pub listen: String,
-    /// More addresses at which peers reach that port, `IP` or `IP:PORT`: for a box behind a router that forwards it.
-    pub candidates: Vec<String>,
-    /// Whether peers without a key may watch and publish.
-    pub allow_anonymous: bool,
-    /// Sessions at a time, 1 to 10000.
-    pub sessions_max: usize,
-}
-
-/// What is kept in memory for HLS players, while somebody asks.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Hls {
-    /// How long a part of low-latency HLS is planned to be, ms, 50 to 1000: whole frames, at least one.
-    pub part_ms: u64,
-    /// How long a segment is at least, ms, 500 to 10000: it ends with the next group of pictures.
-    pub segment_ms: u64,
-    /// What a playlist names, seconds, 2 to 60, at least three segments; as much again is kept.
-    pub window_seconds: u64,
-    /// Bytes kept of one stream, KiB, at least 1024; the oldest segments go first.
-    pub stream_kib: u64,
-    /// Bytes kept of all streams together, MiB: each gets an equal share of it, and no more streams are opened than have
-    /// 1 MiB each.
-    pub total_mib: u64,
-    /// A stream that nobody asked for so long is given up, seconds, 2 to 300.
-    pub idle_seconds: u64,
-    /// Requests that may wait for a playlist or part that is still to come.
-    pub waiting_max: usize,
-}
-
 /// A service that is asked about publishers and viewers, and told of them.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -284,23 +133,6 @@ pub struct Hooks {
     pub protocol_numbers: bool,
     /// Certificate authorities of `https` hooks, PEM; absent: the built-in web roots.
     pub ca_file: Option<PathBuf>,
-}
-
-impl Hooks {
-    /// The URL of the hook with this key.
-    pub fn url(&self, key: &str) -> Option<&str> {
-        let url = match key {
-            "on_publish" => &self.on_publish,
-            "on_publish_done" => &self.on_publish_done,
-            "on_play" => &self.on_play,
-            "on_play_done" => &self.on_play_done,
-            "on_record" => &self.on_record,
-            "on_idle_timeout" => &self.on_idle_timeout,
-            "on_receive_timeout" => &self.on_receive_timeout,
-            _ => return None,
-        };
-        url.as_deref()
-    }
 }
 
 /// A transport plus a protocol plus a thing model.
@@ -376,208 +208,28 @@ pub struct Credential {
     pub watch: Vec<String>,
 }
 
-/// A platform that takes the messages.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Upstream {
-    pub name: String,
-    /// Where it is and how it is spoken to: `mqtt`, `mqtts`, `ws`, `wss` (MQTT over WebSocket), `http`, `https`, `nats`,
-    /// `nats+tls`, then `://HOST[:PORT][/PATH]`.
-    pub url: String,
-    /// Of MQTT: `5` or `3.1.1`.
-    #[serde(default)]
-    pub mqtt_version: MqttVersion,
-    /// How the platform wants it said.
-    #[serde(default)]
-    pub dialect: Dialect,
-    pub username: Option<String>,
-    pub password_file: Option<PathBuf>,
-    pub password_env: Option<String>,
-    /// Instead of name and password, where the destination takes one (HTTP, NATS): a bearer token.
-    pub token_file: Option<PathBuf>,
-    /// Certificate authorities, PEM; absent: the built-in web roots.
-    pub ca_file: Option<PathBuf>,
-    /// Client certificate and key, PEM.
-    pub cert_file: Option<PathBuf>,
-    pub key_file: Option<PathBuf>,
-    /// How native batches are packed: `none`, `lz4`, `zstd`.
-    #[serde(default)]
-    pub compression: Compression,
-    /// A batch is closed at this many bytes, KiB, 1 to 256.
-    #[serde(default = "Upstream::batch_kib")]
-    pub batch_kib: u64,
-    /// … or this long after its first message, ms, 0 to 10000.
-    #[serde(default = "Upstream::batch_ms")]
-    pub batch_ms: u64,
-    /// Batches sent and not yet acknowledged, 1 to 100.
-    #[serde(default = "Upstream::inflight_max")]
-    pub inflight_max: u16,
-    #[serde(default = "Upstream::keep_alive_seconds")]
-    pub keep_alive_seconds: u64,
-    /// Whether what comes now waits for what is older.
-    #[serde(default)]
-    pub order: Order,
-    /// With `live-first`: what the backlog may take beside the live messages, a second; 0: as much as leaves them room.
-    #[serde(default)]
-    pub drain_messages_per_second: u64,
-    #[serde(default)]
-    pub drain_kib_per_second: u64,
-    /// What this destination wants; without it everything.
-    #[serde(default)]
-    pub filter: Filter,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Order {
-    /// Live messages at once, the backlog beside them; each in order.
-    #[default]
-    LiveFirst,
-    /// Strictly by number inside a class.
-    InOrder,
-}
-
-/// What a destination wants of all messages. An empty list wants all.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Filter {
-    /// Things by id; `*` stands for any text, `?` for one character. So in the next two.
-    pub things: Vec<String>,
-    /// Things by the name of their model.
-    pub products: Vec<String>,
-    /// Properties of reports by name; what is left of a report is sent.
-    pub properties: Vec<String>,
-    pub classes: Vec<device_models::Class>,
-    pub min_quality: MinQuality,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum MinQuality {
-    #[default]
-    Any,
-    /// All but values of the wrong type and of properties that the model does not know.
-    Uncertain,
-    Good,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-pub enum MqttVersion {
-    #[default]
-    #[serde(rename = "5")]
-    V5,
-    #[serde(rename = "3.1.1")]
-    V311,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Dialect {
-    /// Protobuf batches on `sg/v1/GATEWAY/…`; see `docs/native.md`.
-    #[default]
-    Native,
-    /// One JSON object a message on `sg/v1/GATEWAY/json/THING/…`.
-    Json,
-    /// ThingsBoard's MQTT gateway API. This and the following: `docs/dialects.md`.
-    Thingsboard,
-    /// JetLinks' official protocol.
-    Jetlinks,
-    /// Home Assistant's MQTT discovery.
-    Homeassistant,
-}
-
-/// What becomes of a native batch's body; `docs/native.md`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Compression {
-    #[default]
-    None,
-    /// Little work, a little smaller.
-    Lz4,
-    /// More work, much smaller.
-    Zstd,
-}
-
-impl From<Compression> for wire::Compression {
-    fn from(compression: Compression) -> Self {
-        match compression {
-            Compression::None => Self::None,
-            Compression::Lz4 => Self::Lz4,
-            Compression::Zstd => Self::Zstd,
-        }
-    }
-}
-
-/// A camera that is asked for its stream by RTSP.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Pull {
-    /// The stream's name here.
-    pub stream: String,
-    /// `rtsp://HOST[:PORT]/PATH`, without name and password.
-    pub url: String,
-    /// The camera's user, and a file with its password (one line).
-    #[serde(default)]
-    pub user: String,
-    pub password_file: Option<PathBuf>,
-    #[serde(default)]
-    pub transport: PullTransport,
-    #[serde(default)]
-    pub when: PullWhen,
-    /// On demand: how long the camera is kept when nobody watches, seconds, 1 to 3600.
-    #[serde(default = "Pull::idle_seconds")]
-    pub idle_seconds: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PullTransport {
-    #[default]
-    Tcp,
-    Udp,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PullWhen {
-    #[default]
-    Always,
-    /// While somebody watches the stream, or waits for it.
-    OnDemand,
-}
-
-impl Pull {
-    fn idle_seconds() -> u64 {
-        30
-    }
-}
-
 // === defaults ===
+
+impl Hooks {
+    /// The URL of the hook with this key.
+    pub fn url(&self, key: &str) -> Option<&str> {
+        let url = match key {
+            "on_publish" => &self.on_publish,
+            "on_publish_done" => &self.on_publish_done,
+            "on_play" => &self.on_play,
+            "on_play_done" => &self.on_play_done,
+            "on_record" => &self.on_record,
+            "on_idle_timeout" => &self.on_idle_timeout,
+            "on_receive_timeout" => &self.on_receive_timeout,
+            _ => return None,
+        };
+        url.as_deref()
+    }
+}
 
 impl Default for Gateway {
     fn default() -> Self {
         Self { id: String::new(), models: PathBuf::from("/etc/sluicegate/models"), memory_mib: 0 }
-    }
-}
-
-impl Default for SharePercent {
-    fn default() -> Self {
-        Self { control: 10, event: 20, live: 40, historical: 10 }
-    }
-}
-
-impl Default for Store {
-    fn default() -> Self {
-        Self {
-            path: PathBuf::from("/var/lib/sluicegate"),
-            commit_ms: 100,
-            commit_kib: 256,
-            cap_mib: 512,
-            segment_mib: 8,
-            free_min_mib: 64,
-            share_percent: SharePercent::default(),
-            ttl_hours: TtlHours::default(),
-        }
     }
 }
 
@@ -597,50 +249,6 @@ impl Default for Broker {
             subscriptions_max: 200,
             session_expiry_max_seconds: 7 * 24 * 3600,
             core: BrokerCore::Own,
-        }
-    }
-}
-
-impl Default for Stream {
-    fn default() -> Self {
-        Self {
-            threads: 0,
-            spill_percent: 60,
-            window_min_ms: 0,
-            window_max_ms: 350,
-            gop_kib: 8 * 1024,
-            gop_seconds: 10,
-            sources_max: 256,
-            viewers_max: 10_000,
-            lag_max_ms: 3_000,
-            stall_max_seconds: 10,
-            silence_max_seconds: 15,
-            wait_max_seconds: 5,
-            grace_seconds: 15,
-            takeover: true,
-            relays_kbps_max: 0,
-            unplayable_audio: UnplayableAudio::default(),
-            audio_rules: Vec::new(),
-        }
-    }
-}
-
-impl Default for Webrtc {
-    fn default() -> Self {
-        Self { listen: String::new(), candidates: Vec::new(), allow_anonymous: false, sessions_max: 100 }
-    }
-}
-
-impl Default for Hls {
-    fn default() -> Self {
-        Self {
-            part_ms: 200,
-            segment_ms: 2_000,
-            window_seconds: 8,
-            stream_kib: 12 * 1024,
-            total_mib: 32,
-            idle_seconds: 10,
-            waiting_max: 4_096,
         }
     }
 }
@@ -668,24 +276,6 @@ impl Default for Hooks {
 impl Adapter {
     fn connections_max() -> usize {
         10_000
-    }
-}
-
-impl Upstream {
-    fn batch_kib() -> u64 {
-        64
-    }
-
-    fn batch_ms() -> u64 {
-        200
-    }
-
-    fn inflight_max() -> u16 {
-        16
-    }
-
-    fn keep_alive_seconds() -> u64 {
-        30
     }
 }
 
