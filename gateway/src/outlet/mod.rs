@@ -1,7 +1,7 @@
 //! What leaves a stream by rule and not because a viewer asked: relays and recordings.
 //!
 //! A supervisor follows the streams of the core; for each stream and each rule that chooses it one task runs
-//! (`relay/`, `record/`), which asks its [`Demand`] when to work. Orders to the camera, events that are alarms, and
+//! (`relay/`, `record/`), which asks its `Demand` when to work. Orders to the camera, events that are alarms, and
 //! viewers arrive here and become demand. What the outlets do is said as properties of the camera, at most once a
 //! second. Without a rule nothing of this is started. Must not be in here: what a relay or a recording does.
 

@@ -1,5 +1,5 @@
 //! The seam to destinations: what carries encoded messages to a platform, whatever it is spoken to by. Each kind is one
-//! file or folder here and one arm of [`open`].
+//! file or folder here and one arm of `open`.
 //!
 //! | kind | confirmed by | commands down |
 //! |---|---|---|
