@@ -26,6 +26,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 const GOOD: Duration = Duration::from_secs(30);
 /// How often it is looked whether anybody still watches.
 const LOOK: Duration = Duration::from_secs(1);
+/// A viewer stands in the list about a second after it came, and later on a busy box: until then it is not missed.
+const LISTED_MAX: Duration = Duration::from_secs(3);
 
 /// What a pull needs of the gateway.
 #[derive(Debug, Clone)]
@@ -154,7 +156,7 @@ impl Pull {
     /// Nobody watches or waits, and that for long enough.
     async fn unwatched(&self) {
         let mut since = Instant::now();
-        while since.elapsed() < self.idle_max {
+        while since.elapsed() < self.idle_max + LISTED_MAX {
             tokio::time::sleep(LOOK).await;
             let name = self.stream.as_str();
             let watched = self.means.streams.list().iter().any(|info| info.name == name && info.viewers > 0);
