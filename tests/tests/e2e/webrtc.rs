@@ -151,8 +151,11 @@ fn the_console_plays_over_webrtc() {
         PATIENCE,
         "const v = document.querySelector('video'); return v.srcObject && v.videoWidth === 640 && v.currentTime > 1",
     );
-    let words = browser.run("return document.querySelector('[data-stream]').textContent");
-    assert!(words.as_str().unwrap().contains("AAC (WebRTC cannot carry it)"), "{words}");
+    browser.until(
+        "the words about its sound",
+        PATIENCE,
+        "return document.querySelector('[data-stream]').textContent.includes('AAC (WebRTC cannot carry it)')",
+    );
     no_complaints(&browser);
     drop(browser);
     gateway.stop();
