@@ -87,8 +87,7 @@ pub(crate) fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
             plain.push(byte);
             continue;
         }
-        let mut digit = || bytes.next().and_then(|byte| char::from(byte).to_digit(16));
-        let byte = (digit()? << 4 | digit()?) as u8;
+        let byte = hex(bytes.next(), bytes.next())?;
         if byte == 0 {
             return None;
         }
@@ -97,16 +96,21 @@ pub(crate) fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
     String::from_utf8(plain).ok().map(Cow::Owned)
 }
 
-fn mac(hex: &str) -> Option<[u8; 32]> {
+fn mac(text: &str) -> Option<[u8; 32]> {
     let mut mac = [0; 32];
-    if hex.len() != 64 {
+    if text.len() != 64 {
         return None;
     }
-    for (byte, pair) in mac.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
-        let digit = |at: usize| pair.get(at).and_then(|byte| char::from(*byte).to_digit(16));
-        *byte = (digit(0)? << 4 | digit(1)?) as u8;
+    for (byte, pair) in mac.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        *byte = hex(pair.first().copied(), pair.get(1).copied())?;
     }
     Some(mac)
+}
+
+/// The byte that two hexadecimal digits stand for.
+fn hex(high: Option<u8>, low: Option<u8>) -> Option<u8> {
+    let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
+    u8::try_from(digit(high)? << 4 | digit(low)?).ok()
 }
 
 #[cfg(test)]

@@ -203,22 +203,7 @@ impl Sps {
 
     /// Walks the usability information (E.1.1) up to its timing.
     fn timing(bits: &mut BitReader<'_>) -> Result<Option<f64>, MediaError> {
-        if bits.bit()? && bits.bits(8)? == 255 {
-            bits.skip(32)?;
-        }
-        if bits.bit()? {
-            bits.skip(1)?;
-        }
-        if bits.bit()? {
-            bits.skip(4)?;
-            if bits.bit()? {
-                bits.skip(24)?;
-            }
-        }
-        if bits.bit()? {
-            bits.ue()?;
-            bits.ue()?;
-        }
+        bits.skip_picture_use()?;
         if !bits.bit()? {
             return Ok(None);
         }

@@ -253,21 +253,7 @@ fn skip_scaling_lists(bits: &mut BitReader<'_>, chroma: u32) -> Result<(), Media
 
 /// E.2.1, up to the timing.
 fn timing(bits: &mut BitReader<'_>) -> Result<Option<f64>, MediaError> {
-    if bits.bit()? && bits.bits(8)? == 255 {
-        bits.skip(32)?;
-    }
-    if bits.bit()? {
-        bits.skip(1)?;
-    }
-    if bits.bit()? {
-        bits.skip(4)?;
-        if bits.bit()? {
-            bits.skip(24)?;
-        }
-    }
-    if bits.bit()? {
-        skip_codes(bits, 2)?;
-    }
+    bits.skip_picture_use()?;
     bits.skip(3)?;
     if bits.bit()? {
         window(bits)?;

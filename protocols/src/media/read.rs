@@ -143,6 +143,29 @@ impl<'a> BitReader<'a> {
         if value > max { Err(self.malformed(what)) } else { Ok(value) }
     }
 
+    /// What H.264 (E.1.1) and H.265 (E.2.1) say alike at the head of a picture's usability information: sample aspect ratio,
+    /// overscan, signal type and place of the chroma samples.
+    pub(crate) fn skip_picture_use(&mut self) -> Result<(), MediaError> {
+        const EXTENDED_RATIO: u32 = 255;
+        if self.bit()? && self.bits(8)? == EXTENDED_RATIO {
+            self.skip(32)?;
+        }
+        if self.bit()? {
+            self.skip(1)?;
+        }
+        if self.bit()? {
+            self.skip(4)?;
+            if self.bit()? {
+                self.skip(24)?;
+            }
+        }
+        if self.bit()? {
+            self.ue()?;
+            self.ue()?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn malformed(&self, what: &'static str) -> MediaError {
         MediaError::Malformed { part: self.part, what, at: self.at / 8 }
     }

@@ -7,6 +7,8 @@ use std::fmt::Write as _;
 use bytes::{Buf, Bytes, BytesMut};
 use rtsp_types::{Message, Method, ParseError, Version};
 
+use crate::pass::percent_decode;
+
 /// Bytes of a message's head.
 pub const HEAD_MAX: usize = 8 * 1024;
 
@@ -179,24 +181,9 @@ impl Target {
         let port = uri.port().map(|port| format!(":{port}")).unwrap_or_default();
         let path = path.trim_matches('/');
         let base = format!("{}://{host}{port}/{path}", uri.scheme());
-        let path = percent_decode(path)?;
+        let path = percent_decode(path)?.into_owned();
         Some(Self { base, path, query: query.trim_end_matches('/').to_owned(), track })
     }
-}
-
-/// Decodes `%XX`; `None` for a broken escape, a NUL, or what is no UTF-8.
-fn percent_decode(text: &str) -> Option<String> {
-    let mut bytes = text.bytes();
-    let mut plain = Vec::with_capacity(text.len());
-    while let Some(byte) = bytes.next() {
-        if byte != b'%' {
-            plain.push(byte);
-            continue;
-        }
-        let mut digit = || bytes.next().and_then(|byte| char::from(byte).to_digit(16));
-        plain.push((digit()? << 4 | digit()?) as u8);
-    }
-    String::from_utf8(plain).ok().filter(|plain| !plain.contains('\0'))
 }
 
 /// An answer's code and words (RFC 2326, 7.1.1).
