@@ -1,6 +1,6 @@
 //! What the bus counts: for the status page, the metrics, and whoever watches.
 //!
-//! Must not be in here: how the figures are named outside (`metrics.rs`).
+//! Must not be in here: how the figures are named outside (`metrics/table.rs`).
 
 use std::collections::BTreeMap;
 use std::fmt;

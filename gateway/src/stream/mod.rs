@@ -3,14 +3,15 @@
 //! Each stream lives on one pinned thread, from its first publisher until its last grace time: ingest (`ingest.rs`),
 //! what is kept (`recent.rs`, `log.rs`, `gop.rs`), viewers (`cursor.rs`, `viewer.rs`, `fanout.rs`, `audience.rs`),
 //! audio that has to become another (`sound.rs`, `transcode.rs`) and the camera as a thing (`camera.rs`); a stream hotter
-//! than one core spills to others (`spill.rs`). Tasks of the control plane take units out by a `tap.rs` and put them in by a `feed.rs`. The threads share nothing but the directory in
-//! here, which says which stream is where. A connection arrives as a [`Handover`] when its protocol has said what it wants.
+//! than one core spills to others (`spill.rs`). Tasks of the control plane take units out by a `tap.rs` and put them in by a `feed.rs`. The threads share nothing but
+//! `directory.rs`, which says which stream is where. A connection arrives as a [`Handover`] when its protocol has said what it wants.
 //!
 //! Must not be in here: protocols, admission, listeners.
 
 mod audience;
 mod camera;
 mod cursor;
+mod directory;
 mod fanout;
 mod feed;
 mod figures;
@@ -20,6 +21,7 @@ mod info;
 mod ingest;
 mod log;
 mod recent;
+mod rules;
 mod socket;
 mod sockets;
 mod sound;
@@ -31,11 +33,10 @@ mod transcode;
 mod viewer;
 mod window;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -43,18 +44,17 @@ use bytes::BytesMut;
 use device_models::Report;
 use protocols::media::{Container, StreamName};
 use protocols::{Limits, Outbox, Output, Peer, Refusal, Session};
-use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, warn};
 
 pub use self::audience::ViewerInfo;
 pub use self::camera::PRODUCT as CAMERA;
-use self::fanout::Patience;
+use self::directory::{Home, Shared, Want};
 pub use self::feed::{Feed, Parted};
-use self::gop::Keep;
 pub use self::info::{AudioInfo, Refused, StreamCounters, StreamInfo, TapInfo, ThreadInfo, VideoInfo};
+use self::rules::Rules;
 pub use self::socket::Parked;
-use self::spill::{Copied, Share};
+use self::spill::Copied;
 pub use self::tap::{Tap, TapKind, TapRules, Tapped};
 use crate::config;
 use crate::hooks::Stay;
@@ -379,238 +379,6 @@ enum Order {
     },
     Probe(oneshot::Sender<()>),
     Stop(oneshot::Sender<()>),
-}
-
-/// The settings, in the shapes the threads want them in.
-#[derive(Debug, Clone)]
-struct Rules {
-    window_min_ms: u64,
-    window_max_ms: u64,
-    keep: Keep,
-    patience: Patience,
-    silence_max: Duration,
-    wait_max: Duration,
-    grace: Duration,
-    takeover: bool,
-    spill_percent: u64,
-    sources_max: usize,
-    viewers_max: usize,
-    unplayable_audio: config::UnplayableAudio,
-    audio_choices: Arc<[config::AudioRule]>,
-}
-
-impl Rules {
-    fn new(config: &config::Stream) -> Self {
-        Self {
-            window_min_ms: config.window_min_ms,
-            window_max_ms: config.window_max_ms,
-            keep: Keep::new(config.gop_kib, config.gop_seconds),
-            patience: Patience::new(config.lag_max_ms, Duration::from_secs(config.stall_max_seconds)),
-            silence_max: Duration::from_secs(config.silence_max_seconds.max(1)),
-            wait_max: Duration::from_secs(config.wait_max_seconds),
-            grace: Duration::from_secs(config.grace_seconds),
-            takeover: config.takeover,
-            spill_percent: config.spill_percent,
-            sources_max: config.sources_max,
-            viewers_max: config.viewers_max,
-            unplayable_audio: config.unplayable_audio,
-            audio_choices: config.audio_rules.as_slice().into(),
-        }
-    }
-
-    fn unplayable_audio(&self, stream: &StreamName) -> config::UnplayableAudio {
-        let rule = self.audio_choices.iter().find(|rule| crate::outlet::chosen(&rule.stream, stream.as_str()));
-        rule.map_or(self.unplayable_audio, |rule| rule.unplayable_audio)
-    }
-}
-
-/// Where a stream lives.
-struct Home {
-    thread: usize,
-    /// Connections on their way to the thread: while there are any, the name stays where it is.
-    arrivals: usize,
-    info: Option<StreamInfo>,
-    /// What its replicas on other threads did.
-    shares: Vec<Share>,
-    /// The same of replicas that are no more.
-    spilled: StreamCounters,
-}
-
-impl Home {
-    fn new(thread: usize) -> Self {
-        Self { thread, arrivals: 0, info: None, shares: Vec::new(), spilled: StreamCounters::default() }
-    }
-
-    fn live(&self) -> bool {
-        self.info.as_ref().is_some_and(|info| info.live)
-    }
-}
-
-#[derive(Default)]
-struct RefusedCounts {
-    publishers: AtomicU64,
-    viewers: AtomicU64,
-    orphans: AtomicU64,
-    busy: AtomicU64,
-}
-
-/// A viewer that waits for a stream; over when dropped.
-struct Want<'a> {
-    shared: &'a Shared,
-    stream: &'a StreamName,
-}
-
-impl<'a> Want<'a> {
-    fn new(shared: &'a Shared, stream: &'a StreamName) -> Self {
-        *lock(&shared.wanted).entry(stream.clone()).or_default() += 1;
-        shared.wants.send_replace(());
-        Self { shared, stream }
-    }
-}
-
-impl Drop for Want<'_> {
-    fn drop(&mut self) {
-        let mut wanted = lock(&self.shared.wanted);
-        if let Some(count) = wanted.get_mut(self.stream) {
-            *count -= 1;
-            if *count == 0 {
-                wanted.remove(self.stream);
-            }
-        }
-    }
-}
-
-struct Shared {
-    /// Streams that are not there and how many wait for each.
-    wanted: Mutex<HashMap<StreamName, usize>>,
-    wants: watch::Sender<()>,
-    rules: Rules,
-    tasks: Tasks,
-    /// The control plane's runtime, where the core was started on one.
-    control: Option<Handle>,
-    directory: Mutex<HashMap<StreamName, Home>>,
-    threads: Mutex<Vec<ThreadInfo>>,
-    changes: watch::Sender<()>,
-    viewers: AtomicUsize,
-    viewer_ids: AtomicU64,
-    /// The ways from thread to thread.
-    seats: OnceLock<Weak<[Seat]>>,
-    refused: RefusedCounts,
-}
-
-impl Shared {
-    fn new(rules: Rules, threads: usize, tasks: &Tasks) -> Self {
-        Self {
-            rules,
-            tasks: tasks.clone(),
-            control: Handle::try_current().ok(),
-            directory: Mutex::default(),
-            threads: Mutex::new(vec![ThreadInfo::default(); threads]),
-            changes: watch::channel(()).0,
-            wanted: Mutex::default(),
-            wants: watch::channel(()).0,
-            viewers: AtomicUsize::new(0),
-            viewer_ids: AtomicU64::new(1),
-            seats: OnceLock::new(),
-            refused: RefusedCounts::default(),
-        }
-    }
-
-    fn directory(&self) -> MutexGuard<'_, HashMap<StreamName, Home>> {
-        lock(&self.directory)
-    }
-
-    fn is_there(&self, stream: &StreamName) -> bool {
-        self.directory().get(stream).is_some_and(|home| home.info.is_some())
-    }
-
-    /// By use of the CPU in steps of 10 %, then by streams.
-    fn least_loaded(&self) -> usize {
-        let mut streams: HashMap<usize, usize> = HashMap::new();
-        for home in self.directory().values() {
-            *streams.entry(home.thread).or_default() += 1;
-        }
-        let threads = lock(&self.threads);
-        let load = |(index, info): &(usize, &ThreadInfo)| {
-            ((info.busy * 10.0) as u64, streams.get(index).copied().unwrap_or(0))
-        };
-        threads.iter().enumerate().min_by_key(load).map_or(0, |(index, _)| index)
-    }
-
-    /// An order reached its thread (or never will).
-    fn arrived(&self, stream: &StreamName) {
-        let mut directory = self.directory();
-        if let Some(home) = directory.get_mut(stream) {
-            home.arrivals = home.arrivals.saturating_sub(1);
-        }
-    }
-
-    fn publish_info(&self, thread: usize, stream: &StreamName, info: StreamInfo) {
-        self.directory().entry(stream.clone()).or_insert_with(|| Home::new(thread)).info = Some(info);
-    }
-
-    fn publish_thread(&self, thread: usize, info: ThreadInfo) {
-        if let Some(slot) = lock(&self.threads).get_mut(thread) {
-            *slot = info;
-        }
-    }
-
-    fn changed(&self) {
-        self.changes.send_replace(());
-    }
-
-    /// The stream is no more, unless somebody is on the way to it.
-    fn home(&self, stream: &StreamName) -> Option<usize> {
-        self.directory().get(stream).filter(|home| home.info.is_some()).map(|home| home.thread)
-    }
-
-    /// A replica's figures, for its stream's.
-    fn publish_share(&self, stream: &StreamName, share: Share) {
-        if let Some(home) = self.directory().get_mut(stream) {
-            home.shares.retain(|other| other.thread != share.thread);
-            home.shares.push(share);
-        }
-    }
-
-    fn forget_share(&self, stream: &StreamName, thread: usize) {
-        if let Some(home) = self.directory().get_mut(stream) {
-            home.shares
-                .iter()
-                .filter(|share| share.thread == thread)
-                .for_each(|share| home.spilled.add_viewers(&share.counters));
-            home.shares.retain(|share| share.thread != thread);
-        }
-    }
-
-    /// Adds what replicas did.
-    fn add_shares(&self, stream: &StreamName, info: &mut StreamInfo) {
-        let directory = self.directory();
-        let Some(home) = directory.get(stream) else { return };
-        info.counters.add_viewers(&home.spilled);
-        for share in &home.shares {
-            info.viewers += share.viewers;
-            info.lag_ms = info.lag_ms.max(share.lag_ms);
-            info.viewers_elsewhere += share.viewers;
-            info.counters.add_viewers(&share.counters);
-        }
-    }
-
-    fn forget(&self, stream: &StreamName) {
-        let mut directory = self.directory();
-        if let Some(home) = directory.get_mut(stream) {
-            home.info = None;
-        }
-        drop(directory);
-        self.settle(stream);
-    }
-
-    /// Removes the name if there is neither a stream nor anybody on the way to it.
-    fn settle(&self, stream: &StreamName) {
-        let mut directory = self.directory();
-        if directory.get(stream).is_some_and(|home| home.arrivals == 0 && home.info.is_none()) {
-            directory.remove(stream);
-        }
-    }
 }
 
 /// A thread that panicked with the lock leaves plain data behind, not a broken invariant.

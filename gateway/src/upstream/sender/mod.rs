@@ -1,7 +1,9 @@
 //! The task of one destination: connect, fill the window, hear what is confirmed, and after a lost connection begin
 //! again at the cursor.
 
+mod figures;
 mod fill;
+mod hear;
 mod refused;
 
 use std::collections::VecDeque;
@@ -10,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use device_models::Class;
-use device_models::wire::{Catalog, Clock, decode_message};
+use device_models::wire::{Catalog, Clock};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
@@ -18,7 +20,7 @@ use tracing::{debug, info, warn};
 use super::Parts;
 use super::destination::place::Place;
 use super::destination::{self, Connection, Event, LinkError, Settings, Version};
-use super::dialect::{Dialect, Heard, Publication, Run, Scope, Station, dialect};
+use super::dialect::{Dialect, Publication, Run, Scope, Station, dialect};
 use super::down::Down;
 use super::filter::Filter;
 use super::introductions::Introductions;
@@ -27,9 +29,9 @@ use super::pace::{Pace, Rates};
 use super::queue::{LIVE_MAX_US, Limits, Now, Queue, RECORDS_MAX};
 use super::status::Status;
 use super::things::Things;
-use super::window::{BatchId, Done, Window};
-use crate::bus::{Entry, Reader, Road};
-use crate::metrics::{Figure, Metrics};
+use super::window::{BatchId, Window};
+use crate::bus::{Reader, Road};
+use crate::metrics::Metrics;
 use crate::threads::Tasks;
 use crate::tls::Trust;
 use crate::{clock, config};
@@ -414,82 +416,6 @@ impl Sender {
         self.lanes.iter().filter_map(deadline).chain(introduction).min()
     }
 
-    async fn hear(&mut self, link: &mut dyn Connection, event: Event) -> Option<End> {
-        match event {
-            Event::Confirmed(token) => self.confirmed(token),
-            Event::Refused { token, reason } => return self.refused(token, reason).await,
-            Event::Arrived(arrival) => {
-                self.arrived(&arrival.topic, &arrival.payload);
-                if let Err(error) = link.acknowledge(arrival) {
-                    return Some(End::lost(error.to_string()));
-                }
-            }
-            Event::Subscribed => debug!(upstream = self.config.name, "commands may come"),
-            Event::NotSubscribed(reason) => {
-                warn!(
-                    upstream = self.config.name,
-                    reason, "the broker refuses the subscription: no commands from there"
-                );
-                let error = format!("no commands: the broker refuses the subscription ({reason})");
-                self.status.send_modify(|status| status.error = Some(error));
-            }
-            Event::Down { reason, rest } => return Some(End::Lost { reason, rest }),
-            Event::Up { .. } => {}
-        }
-        None
-    }
-
-    fn arrived(&mut self, topic: &str, payload: &[u8]) {
-        self.stamp = clock::now_us().max(self.stamp + 1);
-        match self.dialect.hear(self.scope(), topic, payload, self.stamp) {
-            Heard::Command { thing, .. } if !self.dialect.addressed() && self.things.model(&thing).is_empty() => {}
-            Heard::Command { thing, command } => self.down.take(&thing, command),
-            Heard::Introduce => self.introductions.reset(),
-            Heard::Nothing => {}
-            Heard::Unreadable(reason) => {
-                self.metrics.command("unreadable", Duration::ZERO);
-                warn!(upstream = self.config.name, topic, reason, "nobody can tell what is wanted");
-            }
-        }
-    }
-
-    fn confirmed(&mut self, token: u64) {
-        self.progress = Instant::now();
-        self.useful = true;
-        self.refused_in_row = 0;
-        self.limits.records = (self.limits.records * 2).min(RECORDS_MAX);
-        if let Some(lane) = self.window.confirmed(token) {
-            self.settle(lane);
-        }
-    }
-
-    /// Moves the cursor over everything of a lane that waits for nothing.
-    fn settle(&mut self, lane: Lane) {
-        while let Some(done) = self.window.settled(lane) {
-            self.done(done);
-        }
-    }
-
-    fn done(&mut self, done: Done) {
-        let class = done.lane.class;
-        self.reader.commit_span(class, done.first, done.through);
-        if let Some(refused) = self.refused.get_mut(usize::from(class.number())) {
-            refused.retain(|(seq, _)| *seq < done.first || *seq > done.through);
-        }
-        if self.is_backlog(done.lane) {
-            let now = Instant::now();
-            for _ in 0..done.batches {
-                self.pace.confirmed(now, now - done.sent);
-            }
-        }
-        self.metrics.sent(&self.config.name, done.messages, done.bytes);
-        self.status.send_modify(|status| {
-            status.messages += done.messages;
-            status.bytes += done.bytes;
-            status.batches += done.batches;
-        });
-    }
-
     /// Before a stop: hears out what is under way, and says that we go.
     async fn drain(&mut self, link: &mut dyn Connection) {
         if let Some(station) = self.station()
@@ -508,48 +434,6 @@ impl Sender {
         };
         if tokio::time::timeout(DRAIN_MAX, done).await.is_err() {
             debug!(upstream = self.config.name, "stopped with batches under way: they go again");
-        }
-        self.note();
-    }
-
-    fn note(&self) {
-        let (backlog, acked) = (self.reader.backlog(), self.reader.committed());
-        let now_us = clock::now_us();
-        for ((class, messages), acked) in Class::ALL.into_iter().zip(backlog).zip(acked) {
-            self.metrics.backlog(&self.config.name, class, messages);
-            self.metrics.acked(&self.config.name, class, acked);
-            let oldest = if messages == 0 { None } else { self.oldest_us(class) };
-            let seconds = oldest.map_or(0.0, |since| now_us.saturating_sub(since).max(0) as f64 / 1e6);
-            self.metrics.set(Figure::BacklogOldest, &[&self.config.name, class.topic()], seconds);
-        }
-        self.status.send_if_modified(|status| {
-            let changed = (status.backlog, status.acked) != (backlog, acked);
-            (status.backlog, status.acked) = (backlog, acked);
-            changed
-        });
-    }
-
-    /// When the oldest message of a class was taken in that the destination does not have.
-    fn oldest_us(&self, class: Class) -> Option<i64> {
-        let at_hand = self.lanes.iter().filter(|lane| lane.class == class).filter_map(|lane| {
-            let waiting = self.queues.get(lane.index()).and_then(Queue::head).map(|(_, received_us)| received_us);
-            self.window.oldest_us(*lane).into_iter().chain(waiting).min()
-        });
-        at_hand.min().or_else(|| self.oldest_us.get(usize::from(class.number())).copied().flatten())
-    }
-
-    /// Looks on the disk how long the oldest message waits, while there is no connection to read for.
-    async fn look_at_oldest(&mut self) {
-        for (class, waiting) in Class::ALL.into_iter().zip(self.reader.backlog()) {
-            let at = usize::from(class.number());
-            let seq = self.reader.committed().get(at).copied().unwrap_or_default() + 1;
-            let oldest = match self.reader.one(class, seq).await {
-                Ok(Some(Entry::Record { bytes, .. })) if waiting > 0 => decode_message(&bytes).ok(),
-                _ => None,
-            };
-            if let Some(slot) = self.oldest_us.get_mut(at) {
-                *slot = oldest.map(|message| message.received_us);
-            }
         }
         self.note();
     }

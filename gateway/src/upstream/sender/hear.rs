@@ -1,0 +1,92 @@
+//! What the destination says: what it has, which moves the cursor, and what it asks for.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::super::destination::{Connection, Event};
+use super::super::dialect::Heard;
+use super::super::lane::Lane;
+use super::super::queue::RECORDS_MAX;
+use super::super::window::Done;
+use super::{End, Sender};
+use crate::clock;
+
+impl Sender {
+    pub(super) async fn hear(&mut self, link: &mut dyn Connection, event: Event) -> Option<End> {
+        match event {
+            Event::Confirmed(token) => self.confirmed(token),
+            Event::Refused { token, reason } => return self.refused(token, reason).await,
+            Event::Arrived(arrival) => {
+                self.arrived(&arrival.topic, &arrival.payload);
+                if let Err(error) = link.acknowledge(arrival) {
+                    return Some(End::lost(error.to_string()));
+                }
+            }
+            Event::Subscribed => debug!(upstream = self.config.name, "commands may come"),
+            Event::NotSubscribed(reason) => {
+                warn!(
+                    upstream = self.config.name,
+                    reason, "the broker refuses the subscription: no commands from there"
+                );
+                let error = format!("no commands: the broker refuses the subscription ({reason})");
+                self.status.send_modify(|status| status.error = Some(error));
+            }
+            Event::Down { reason, rest } => return Some(End::Lost { reason, rest }),
+            Event::Up { .. } => {}
+        }
+        None
+    }
+
+    fn arrived(&mut self, topic: &str, payload: &[u8]) {
+        self.stamp = clock::now_us().max(self.stamp + 1);
+        match self.dialect.hear(self.scope(), topic, payload, self.stamp) {
+            Heard::Command { thing, .. } if !self.dialect.addressed() && self.things.model(&thing).is_empty() => {}
+            Heard::Command { thing, command } => self.down.take(&thing, command),
+            Heard::Introduce => self.introductions.reset(),
+            Heard::Nothing => {}
+            Heard::Unreadable(reason) => {
+                self.metrics.command("unreadable", Duration::ZERO);
+                warn!(upstream = self.config.name, topic, reason, "nobody can tell what is wanted");
+            }
+        }
+    }
+
+    pub(super) fn confirmed(&mut self, token: u64) {
+        self.progress = Instant::now();
+        self.useful = true;
+        self.refused_in_row = 0;
+        self.limits.records = (self.limits.records * 2).min(RECORDS_MAX);
+        if let Some(lane) = self.window.confirmed(token) {
+            self.settle(lane);
+        }
+    }
+
+    /// Moves the cursor over everything of a lane that waits for nothing.
+    pub(super) fn settle(&mut self, lane: Lane) {
+        while let Some(done) = self.window.settled(lane) {
+            self.done(done);
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        let class = done.lane.class;
+        self.reader.commit_span(class, done.first, done.through);
+        if let Some(refused) = self.refused.get_mut(usize::from(class.number())) {
+            refused.retain(|(seq, _)| *seq < done.first || *seq > done.through);
+        }
+        if self.is_backlog(done.lane) {
+            let now = Instant::now();
+            for _ in 0..done.batches {
+                self.pace.confirmed(now, now - done.sent);
+            }
+        }
+        self.metrics.sent(&self.config.name, done.messages, done.bytes);
+        self.status.send_modify(|status| {
+            status.messages += done.messages;
+            status.bytes += done.bytes;
+            status.batches += done.batches;
+        });
+    }
+}
