@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{Child, PATIENCE, binary, free_port, wait_for};
@@ -220,6 +221,17 @@ impl Gateway {
     }
 
     /// One figure of `/metrics`: the line that begins with this text.
+    /// The live streams, as the API lists them.
+    pub fn streams(&self) -> Vec<Value> {
+        serde_json::from_str(&self.get("/api/v1/streams")).expect("a list of streams")
+    }
+
+    /// Waits for a stream of this name of which `enough` is known.
+    pub fn wait_stream(&self, name: &str, enough: impl Fn(&Value) -> bool) -> Value {
+        let found = || self.streams().into_iter().find(|stream| stream["name"] == name && enough(stream));
+        wait_for(&format!("stream {name}"), PATIENCE, found)
+    }
+
     pub fn metric(&self, line: &str) -> f64 {
         let text = self.get("/metrics");
         text.lines().find(|l| l.starts_with(line)).and_then(|l| l.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)

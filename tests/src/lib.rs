@@ -15,6 +15,7 @@
 )]
 
 mod browser;
+pub mod camera;
 mod certificates;
 mod device;
 mod flv;

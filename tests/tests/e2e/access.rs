@@ -27,13 +27,11 @@ fn ffmpeg_to(url: &str) -> Child {
 }
 
 fn streams(gateway: &Gateway) -> Vec<Value> {
-    serde_json::from_str(&gateway.get("/api/v1/streams")).unwrap()
+    gateway.streams()
 }
 
 fn wait_live(gateway: &Gateway, name: &str) {
-    wait_for(&format!("{name} live"), PATIENCE, || {
-        streams(gateway).iter().any(|s| s["name"] == name && s["width"].as_u64() > Some(0)).then_some(())
-    });
+    gateway.wait_stream(name, |s| s["width"].as_u64() > Some(0));
 }
 
 /// A viewer over HTTP: what it gets to read.

@@ -6,17 +6,12 @@ use std::thread::{JoinHandle, spawn};
 
 use protocols::media::{Codec, Kind, Unit};
 use serde_json::Value;
-use sluicegate_tests::{Child, Flv, Gateway, Options, PATIENCE, newer_ffmpeg, run_ok, shell, wait_for};
+use sluicegate_tests::camera::{self};
+use sluicegate_tests::{Child, Flv, Gateway, Options, PATIENCE, newer_ffmpeg, run_ok, wait_for};
 use tempfile::TempDir;
 
 fn make(folder: &Path, ffmpeg: &str, codecs: &str) -> PathBuf {
-    let file = folder.join("clip.flv");
-    shell(&format!(
-        "{ffmpeg} -hide_banner -loglevel error -f lavfi -i testsrc2=s=320x180:r=25 -f lavfi -i sine=440:r=48000 {codecs} \
-         -t 12 -g 25 -pix_fmt yuv420p -f flv {} 2>&1",
-        file.display()
-    ));
-    file
+    camera::clip(folder, ffmpeg, 12, &format!("{codecs} -g 25 -pix_fmt yuv420p"))
 }
 
 fn push(ffmpeg: &str, clip: &Path, port: u16, more: &[&str]) -> Child {
@@ -27,12 +22,7 @@ fn push(ffmpeg: &str, clip: &Path, port: u16, more: &[&str]) -> Child {
 }
 
 fn wait_live(gateway: &Gateway) -> Value {
-    wait_for("live/x with picture and sound", PATIENCE, || {
-        let streams: Value = serde_json::from_str(&gateway.get("/api/v1/streams")).ok()?;
-        let list = streams.as_array().or_else(|| streams["streams"].as_array())?;
-        let known = |s: &&Value| s["name"] == "live/x" && s["width"].as_u64() > Some(0) && !s["audio"].is_null();
-        list.iter().find(known).cloned()
-    })
+    gateway.wait_stream("live/x", |s| s["width"].as_u64() > Some(0) && !s["audio"].is_null())
 }
 
 /// What a player of a URL gets, in the background: decode time, length and checksum of each packet of a track. The

@@ -1,14 +1,12 @@
 //! The formats a stream comes in and goes out: FLV over WebSocket, H.265 in both dialects.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use protocols::media::fmp4::{self, Description, Fragmenter};
 use protocols::media::{Codec, Kind, Track, Unit};
 use serde_json::Value;
-use sluicegate_tests::{
-    Browser, Child, Flv, Gateway, Options, PATIENCE, WebSocket, newer_ffmpeg, root, shell, wait_for,
-};
+use sluicegate_tests::camera::{self, AAC};
+use sluicegate_tests::{Browser, Child, Flv, Gateway, Options, PATIENCE, WebSocket, newer_ffmpeg, root};
 use tempfile::TempDir;
 
 const BINARY: u8 = 0x82;
@@ -17,29 +15,16 @@ const PING: u8 = 0x89;
 const PONG: u8 = 0x8a;
 
 fn make(folder: &Path, ffmpeg: &str, codec: &str) -> PathBuf {
-    let file = folder.join("clip.flv");
-    shell(&format!(
-        "{ffmpeg} -hide_banner -loglevel error -f lavfi -i testsrc2=s=320x180:r=25 -f lavfi -i sine=440:r=44100 -t 12 \
-         {codec} -g 25 -pix_fmt yuv420p -c:a aac -b:a 64k -f flv {}",
-        file.display()
-    ));
-    file
+    camera::clip(folder, ffmpeg, 12, &format!("{codec} -g 25 -pix_fmt yuv420p {AAC}"))
 }
 
 fn push(ffmpeg: &str, clip: &Path, port: u16, more: &[&str]) -> Child {
-    let mut command = Command::new(ffmpeg);
-    command.args(["-hide_banner", "-loglevel", "error", "-nostdin", "-re"]).args(more).arg("-i").arg(clip);
-    command.args(["-c", "copy", "-f", "flv", &format!("rtmp://127.0.0.1:{port}/live/x")]);
-    Child::start(command.stdin(Stdio::null()).stdout(Stdio::null()))
+    camera::push(ffmpeg, clip, &format!("rtmp://127.0.0.1:{port}/live/x"), more)
 }
 
 /// The stream, once its codec and size are known.
 fn wait_live(gateway: &Gateway) -> Value {
-    wait_for("live/x with a picture", PATIENCE, || {
-        let streams: Value = serde_json::from_str(&gateway.get("/api/v1/streams")).ok()?;
-        let list = streams.as_array().or_else(|| streams["streams"].as_array())?;
-        list.iter().find(|s| s["name"] == "live/x" && s["width"].as_u64() > Some(0)).cloned()
-    })
+    gateway.wait_stream("live/x", |s| s["width"].as_u64() > Some(0))
 }
 
 /// Everything of `part` is in `whole`, in order and in one piece per track.

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
+use sluicegate_tests::camera::{self, AAC, H264_REORDERED};
 use sluicegate_tests::{Browser, Child, Gateway, Options, PATIENCE, root, run, run_ok, shell, wait_for};
 use tempfile::TempDir;
 
@@ -14,19 +15,11 @@ use tempfile::TempDir;
 const HLS_JS: &str = "hls.js@1.6.13";
 
 fn clip(folder: &Path, more: &str) -> String {
-    let file = folder.join("clip.flv").display().to_string();
-    shell(&format!(
-        "ffmpeg -hide_banner -loglevel error -f lavfi -i testsrc2=s=320x180:r=25 -f lavfi -i sine=440:r=44100 -t 12 \
-         -c:v libx264 -preset ultrafast -bf 2 -g 25 -pix_fmt yuv420p -c:a aac -b:a 64k {more} -f flv {file}"
-    ));
-    file
+    camera::clip(folder, "ffmpeg", 12, &format!("{H264_REORDERED} {AAC} {more}")).display().to_string()
 }
 
 fn push(clip: &str, port: u16, more: &[&str]) -> Child {
-    let mut command = Command::new("ffmpeg");
-    command.args(["-hide_banner", "-loglevel", "error", "-nostdin", "-re"]).args(more).args(["-i", clip]);
-    command.args(["-c", "copy", "-f", "flv", &format!("rtmp://127.0.0.1:{port}/live/x")]);
-    Child::start(command.stdin(Stdio::null()).stdout(Stdio::null()))
+    camera::push("ffmpeg", Path::new(clip), &format!("rtmp://127.0.0.1:{port}/live/x"), more)
 }
 
 /// Status and body.
@@ -48,11 +41,7 @@ fn text(port: u16, path: &str) -> String {
 }
 
 fn wait_live(gateway: &Gateway) -> Value {
-    wait_for("live/x", PATIENCE, || {
-        let streams: Value = serde_json::from_str(&gateway.get("/api/v1/streams")).ok()?;
-        let list = streams.as_array().or_else(|| streams["streams"].as_array())?;
-        list.iter().find(|s| s["name"] == "live/x").cloned()
-    })
+    gateway.wait_stream("live/x", |_| true)
 }
 
 /// Size and checksum of each packet of a track.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use protocols::media::{Track, Unit};
+use sluicegate_tests::camera::{self, AAC, H264};
 use sluicegate_tests::{Child, Flv, Gateway, Options, PATIENCE, free_port, shell, wait_for};
 use tempfile::TempDir;
 
@@ -28,13 +29,7 @@ GLib.MainLoop().run()
 "#;
 
 fn clip(folder: &Path) -> PathBuf {
-    let file = folder.join("clip.flv");
-    shell(&format!(
-        "ffmpeg -hide_banner -loglevel error -f lavfi -i testsrc2=s=320x180:r=25 -f lavfi -i sine=440:r=44100 -t 12 \
-         -c:v libx264 -preset ultrafast -bf 0 -g 25 -pix_fmt yuv420p -c:a aac -b:a 64k -f flv {}",
-        file.display()
-    ));
-    file
+    camera::clip(folder, "ffmpeg", 12, &format!("{H264} {AAC}"))
 }
 
 /// Frames of a track that came in one piece from the clip, by content; how far their times are off at most, ms.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
+use sluicegate_tests::camera;
 use sluicegate_tests::{Child, Gateway, HookServer, Options, PATIENCE, run_ok, wait_for};
 use tempfile::TempDir;
 
@@ -143,21 +144,7 @@ fn a_full_disk_pauses_the_recording_and_the_live_stream_goes_on() {
     let paused = state("paused");
     assert!(paused["error"].as_str().is_some_and(|e| e.contains("left") || e.contains("space")), "{paused}");
     let url = format!("http://127.0.0.1:{}/live/f.flv", gateway.options.media);
-    let probe = [
-        "-v",
-        "error",
-        "-select_streams",
-        "v",
-        "-count_packets",
-        "-read_intervals",
-        "%+2",
-        "-show_entries",
-        "stream=nb_read_packets",
-        "-of",
-        "csv=p=0",
-        &url,
-    ];
-    assert!(run_ok("ffprobe", &probe).trim().parse::<u32>().unwrap() >= 25);
+    assert!(camera::video_packets(&url, 2) >= 25);
     drop(file);
     std::fs::remove_file(&filler).unwrap();
     state("recording");

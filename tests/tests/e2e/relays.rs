@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
+use sluicegate_tests::camera;
 use sluicegate_tests::{Child, Gateway, Mosquitto, Options, PATIENCE, Receiver, free_port, run_ok, shell, wait_for};
 use tempfile::TempDir;
 
@@ -291,21 +292,7 @@ fn a_server_that_stalls_is_given_up_and_hurts_no_viewer() {
         relay(&gateway).filter(|relay| relay["error"].as_str().is_some_and(|e| e.contains("took no byte for 10 s")))
     });
     assert!(stalled["skipped"].as_u64().is_some(), "{stalled}");
-    let probe = [
-        "-v",
-        "error",
-        "-select_streams",
-        "v",
-        "-count_packets",
-        "-read_intervals",
-        "%+2",
-        "-show_entries",
-        "stream=nb_read_packets",
-        "-of",
-        "csv=p=0",
-    ];
-    let viewed = run_ok("ffprobe", &[&probe[..], &[&url]].concat());
-    assert!(viewed.trim().parse::<u32>().unwrap() >= 25, "{viewed}");
+    assert!(camera::video_packets(&url, 2) >= 25);
     nginx.child.as_ref().unwrap().signal(rustix::process::Signal::CONT);
     wait_relay(&gateway, "sending");
     gateway.stop();

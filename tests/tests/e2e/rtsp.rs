@@ -3,11 +3,10 @@
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use protocols::media::{Track, Unit, h264};
-use serde_json::Value;
+use sluicegate_tests::camera::{self, AAC};
 use sluicegate_tests::{Child, Flv, Gateway, Options, PATIENCE, free_port, newer_ffmpeg, run, run_ok, shell, wait_for};
 use tempfile::TempDir;
 
@@ -23,30 +22,15 @@ fn gateway(more: &str) -> (Gateway, u16) {
 }
 
 fn clip(folder: &Path, ffmpeg: &str, codec: &str, seconds: u32) -> PathBuf {
-    let file = folder.join("clip.flv");
-    shell(&format!(
-        "{ffmpeg} -hide_banner -loglevel error -f lavfi -i testsrc2=s=320x180:r=25 -f lavfi -i sine=440:r=44100 -t {seconds} \
-         {codec} -g 25 -pix_fmt yuv420p -c:a aac -b:a 64k -f flv {}",
-        file.display()
-    ));
-    file
+    camera::clip(folder, ffmpeg, seconds, &format!("{codec} -g 25 -pix_fmt yuv420p {AAC}"))
 }
 
 fn push(ffmpeg: &str, clip: &Path, port: u16, more: &[&str]) -> Child {
-    let mut command = Command::new(ffmpeg);
-    command.args(["-hide_banner", "-loglevel", "error", "-nostdin", "-re"]).args(more).arg("-i").arg(clip);
-    command.args(["-c", "copy", "-f", "flv", &format!("rtmp://127.0.0.1:{port}/live/x")]);
-    Child::start(command.stdin(Stdio::null()).stdout(Stdio::null()))
+    camera::push(ffmpeg, clip, &format!("rtmp://127.0.0.1:{port}/live/x"), more)
 }
 
 fn wait_live(gateway: &Gateway) {
-    wait_for("live/x with a picture and sound", PATIENCE, || {
-        let streams: Value = serde_json::from_str(&gateway.get("/api/v1/streams")).ok()?;
-        let list = streams.as_array().or_else(|| streams["streams"].as_array())?;
-        list.iter()
-            .any(|s| s["name"] == "live/x" && s["width"].as_u64() > Some(0) && s["viewers"].is_u64())
-            .then_some(())
-    });
+    gateway.wait_stream("live/x", |s| s["width"].as_u64() > Some(0) && s["viewers"].is_u64());
 }
 
 /// What a player gets until the stream ends, as an FLV file of its own making.

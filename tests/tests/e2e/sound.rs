@@ -1,13 +1,13 @@
 //! Audio that browsers cannot play, audio that comes late, never, or alone: picture and sound start all the same.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::thread::spawn;
 
 use bytes::BytesMut;
 use protocols::media::amf0::Value;
 use protocols::media::{Codec, Container, Kind, Track, Unit};
 use serde_json::Value as Json;
+use sluicegate_tests::camera::{self};
 use sluicegate_tests::{
     Browser, Child, Flv, Gateway, Options, PATIENCE, newer_ffmpeg, push_rtmp_all, root, run_ok, shell, wait_for,
 };
@@ -25,18 +25,11 @@ fn make(folder: &Path, codecs: &str) -> PathBuf {
 }
 
 fn push(clip: &Path, port: u16) -> Child {
-    let mut command = Command::new("ffmpeg");
-    command.args(["-hide_banner", "-loglevel", "error", "-nostdin", "-re", "-stream_loop", "-1", "-i"]).arg(clip);
-    command.args(["-c", "copy", "-f", "flv", &format!("rtmp://127.0.0.1:{port}/live/x")]);
-    Child::start(command.stdin(Stdio::null()).stdout(Stdio::null()))
+    camera::push("ffmpeg", clip, &format!("rtmp://127.0.0.1:{port}/live/x"), &["-stream_loop", "-1"])
 }
 
 fn wait_live(gateway: &Gateway, known: &str) -> Json {
-    wait_for("live/x", PATIENCE, || {
-        let streams: Json = serde_json::from_str(&gateway.get("/api/v1/streams")).ok()?;
-        let list = streams.as_array().or_else(|| streams["streams"].as_array())?;
-        list.iter().find(|s| s["name"] == "live/x" && !s[known].is_null()).cloned()
-    })
+    gateway.wait_stream("live/x", |s| !s[known].is_null())
 }
 
 /// A page with mpegts.js on the stream.

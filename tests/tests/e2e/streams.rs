@@ -50,11 +50,7 @@ pub(crate) fn is_piece_of(part: &[String], whole: &[String], least: usize) {
 }
 
 pub(crate) fn wait_live(gateway: &Gateway, stream: &str) -> Value {
-    wait_for(&format!("{stream} live"), PATIENCE, || {
-        let streams: Value = serde_json::from_str(&gateway.get("/api/v1/streams")).ok()?;
-        let list = streams.as_array().or_else(|| streams["streams"].as_array())?;
-        list.iter().find(|s| s["name"] == stream).cloned()
-    })
+    gateway.wait_stream(stream, |_| true)
 }
 
 #[test]

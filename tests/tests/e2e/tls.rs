@@ -3,29 +3,21 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use sluicegate_tests::camera::{self, AAC, H264_REORDERED};
 use sluicegate_tests::{
-    Authority, Browser, Child, Flv, Gateway, Options, PATIENCE, binary, free_port, root, run, run_ok, shell, wait_for,
+    Authority, Browser, Child, Flv, Gateway, Options, PATIENCE, binary, free_port, root, run, run_ok, wait_for,
 };
 use tempfile::TempDir;
 
 fn clip(folder: &Path) -> String {
-    let file = folder.join("clip.flv").display().to_string();
-    shell(&format!(
-        "ffmpeg -hide_banner -loglevel error -f lavfi -i testsrc2=s=320x180:r=25 -f lavfi -i sine=440:r=44100 -t 12 \
-         -c:v libx264 -preset ultrafast -bf 2 -g 25 -pix_fmt yuv420p -c:a aac -b:a 64k -f flv {file}"
-    ));
-    file
+    camera::clip(folder, "ffmpeg", 12, &format!("{H264_REORDERED} {AAC}")).display().to_string()
 }
 
 fn push(more: &[&str], clip: &str, url: &str) -> Child {
-    let mut command = Command::new("ffmpeg");
-    command.args(["-hide_banner", "-loglevel", "error", "-nostdin", "-re"]).args(more).args(["-i", clip]);
-    command.args(["-c", "copy", "-f", "flv", url]).stdin(Stdio::null()).stdout(Stdio::null());
-    Child::start(&mut command)
+    camera::push("ffmpeg", Path::new(clip), url, more)
 }
 
 fn door(port: u16, certificate: &str) -> String {
@@ -36,10 +28,7 @@ fn door(port: u16, certificate: &str) -> String {
 }
 
 fn wait_live(gateway: &Gateway) {
-    wait_for("live/x with a picture", PATIENCE, || {
-        let streams: Value = serde_json::from_str(&gateway.get("/api/v1/streams")).ok()?;
-        streams.as_array()?.iter().any(|s| s["name"] == "live/x" && s["width"].as_u64() > Some(0)).then_some(())
-    });
+    gateway.wait_stream("live/x", |s| s["width"].as_u64() > Some(0));
 }
 
 /// Size and digest of the packets of a file or URL: ffmpeg counts times from where it joined.

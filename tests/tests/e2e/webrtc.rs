@@ -7,6 +7,7 @@ use std::process::{ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use sluicegate_tests::camera::{self};
 use sluicegate_tests::{
     Browser, Child, Gateway, Options, PATIENCE, aiortc, free_port, newer_ffmpeg, run_ok, shell, wait_for,
 };
@@ -35,20 +36,15 @@ const H264: &str = "-c:v libx264 -preset ultrafast -tune zerolatency -b:v 1M";
 const AAC: &str = "-c:a aac -b:a 64k";
 
 fn push(clip: &str, media: u16, name: &str) -> Child {
-    let mut command = Command::new("ffmpeg");
-    command.args(["-hide_banner", "-loglevel", "error", "-nostdin", "-re", "-stream_loop", "-1", "-i", clip]);
-    command.args(["-c", "copy", "-f", "flv", &format!("rtmp://127.0.0.1:{media}/live/{name}")]);
-    command.stdin(Stdio::null()).stdout(Stdio::null());
-    Child::start(&mut command)
+    camera::push("ffmpeg", Path::new(clip), &format!("rtmp://127.0.0.1:{media}/live/{name}"), &["-stream_loop", "-1"])
 }
 
 fn stream(gateway: &Gateway, name: &str) -> Option<Value> {
-    let streams: Value = serde_json::from_str(&gateway.get("/api/v1/streams")).ok()?;
-    streams.as_array()?.iter().find(|s| s["name"] == name).cloned()
+    gateway.streams().into_iter().find(|stream| stream["name"] == name)
 }
 
 fn wait_live(gateway: &Gateway, name: &str) -> Value {
-    wait_for(&format!("{name} live"), PATIENCE, || stream(gateway, name).filter(|s| s["live"] == true))
+    gateway.wait_stream(name, |s| s["live"] == true)
 }
 
 /// A browser on the gateway's own page, with the script in it.
