@@ -406,6 +406,13 @@ impl Outbox {
     pub fn is_empty(&self) -> bool {
         self.outputs.is_empty()
     }
+
+    /// Holds no room while there is nothing to do.
+    pub fn shrink(&mut self) {
+        if self.outputs.is_empty() {
+            self.outputs = VecDeque::new();
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! One connection's hold on its session.
 
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use protocols::exchange::{Event, KickReason, Publication, Qos, Request};
 use protocols::{Refusal, Ticket};
-use tokio::sync::Notify;
 
 use super::core::{Core, NotRouted, Routing};
 use super::retained::{Step, remaining};
@@ -20,11 +20,10 @@ pub struct Attachment {
     shared: Arc<Shared>,
     slot: Slot,
     connection: u64,
-    wake: Arc<Notify>,
     attached: bool,
 }
 
-/// What [`Attachment::next`] found.
+/// What [`Attachment::poll_next`] found.
 enum Next {
     Event(Event),
     /// A long look through retained messages found nothing yet.
@@ -35,8 +34,8 @@ enum Next {
 // === impl Attachment ===
 
 impl Attachment {
-    pub(super) fn new(shared: Arc<Shared>, slot: Slot, connection: u64, wake: Arc<Notify>) -> Self {
-        Self { shared, slot, connection, wake, attached: true }
+    pub(super) fn new(shared: Arc<Shared>, slot: Slot, connection: u64) -> Self {
+        Self { shared, slot, connection, attached: true }
     }
 
     /// Everything a session asks but [`Request::Attach`] and [`Request::Publish`]; the event is the answer, where there
@@ -128,19 +127,19 @@ impl Attachment {
         Ok(published)
     }
 
-    /// The next thing for this client. Cancel safe: an event is either returned or still there.
-    pub async fn next(&mut self) -> Event {
-        loop {
-            let next = {
-                let mut core = self.shared.lock();
-                core.next(self.slot, self.connection, Instant::now())
-            };
-            match next {
-                Next::Event(event) => return event,
-                Next::Again => tokio::task::yield_now().await,
-                Next::Nothing => self.wake.notified().await,
+    /// The next thing for this client.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        let mut core = self.shared.lock();
+        match core.next(self.slot, self.connection, Instant::now()) {
+            Next::Event(event) => return Poll::Ready(event),
+            Next::Again => cx.waker().wake_by_ref(),
+            Next::Nothing => {
+                if let Some(session) = core.owned(self.slot, self.connection) {
+                    session.wait(cx.waker());
+                }
             }
         }
+        Poll::Pending
     }
 
     async fn subscribe(&self, subscription: protocols::exchange::Subscription) -> Result<Qos, Refusal> {

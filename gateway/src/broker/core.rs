@@ -381,7 +381,7 @@ impl Core {
         session.walks.retain(|walk| walk.filter != filter);
         if wanted && !subscriber.shared {
             session.walks.push_back(Walk::new(Arc::clone(&filter), subscriber));
-            session.wake.notify_one();
+            session.wake();
         }
         let qos = subscription.qos;
         session.subscriptions.insert(Arc::clone(&filter), subscription);
@@ -465,6 +465,8 @@ impl Core {
         }
         let Some(session) = self.session(slot) else { return };
         session.connection = 0;
+        // Whoever still waits for it learns that it is no longer theirs.
+        session.wake();
         session.kicked = None;
         session.stuck = false;
         session.resend = 0;

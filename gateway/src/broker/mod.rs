@@ -206,7 +206,7 @@ impl Broker {
             window: receive_max.min(WINDOW_MAX),
             will,
         };
-        let (slot, connection, attached, wake) = loop {
+        let (slot, connection, attached) = loop {
             self.vacate(&entry.client, &entry.by).await.map_err(refused)?;
             let mut core = self.shared.lock();
             // Somebody else may have been let in between.
@@ -215,7 +215,7 @@ impl Broker {
                 break core.enter(entry, Instant::now()).map_err(refused)?;
             }
         };
-        let attachment = Attachment::new(Arc::clone(&self.shared), slot, connection, wake);
+        let attachment = Attachment::new(Arc::clone(&self.shared), slot, connection);
         Ok((attachment, Event::Attached { ticket, outcome: Ok(attached) }))
     }
 
@@ -342,7 +342,7 @@ struct Entry {
 }
 
 impl Core {
-    fn enter(&mut self, entry: Entry, now: Instant) -> Result<(Slot, u64, Attached, Arc<Notify>), Refusal> {
+    fn enter(&mut self, entry: Entry, now: Instant) -> Result<(Slot, u64, Attached), Refusal> {
         let mut slot = self.find(&entry.client);
         if let Some(old) = slot.filter(|_| entry.clean_start)
             && let Some(mut old) = self.remove(old)
@@ -373,7 +373,6 @@ impl Core {
         session.ends = None;
         session.resend = 0;
         let attached = Attached { session_present, expiry, unreleased: session.unreleased.iter().copied().collect() };
-        let wake = Arc::clone(&session.wake);
         self.stat.connected += 1;
         if let Err(refusal) = self.save(slot) {
             self.leave(slot, false, now);
@@ -383,7 +382,7 @@ impl Core {
             // Nothing of it outlives this connection any more.
             self.unkeep(slot);
         }
-        Ok((slot, connection, attached, wake))
+        Ok((slot, connection, attached))
     }
 
     /// Takes a session that is no longer kept off the disk.
@@ -406,7 +405,7 @@ impl Core {
         let Some(session) = self.session(slot).filter(|session| session.is_connected()) else { return false };
         if session.kicked.is_none() {
             session.kicked = Some(reason);
-            session.wake.notify_one();
+            session.wake();
             self.stat.takeovers += u64::from(reason == KickReason::TakenOver);
         }
         true

@@ -4,11 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use protocols::exchange::{Delivery, KickReason, Publication, Qos, Subscription, Will};
 use protocols::{Identity, Ticket};
-use tokio::sync::Notify;
 
 use super::retained::{Walk, size};
 use crate::intake::AdapterInfo;
@@ -61,7 +61,8 @@ pub(super) struct Session {
     pub stuck: bool,
     pub next_number: u64,
     next_packet_id: u16,
-    pub wake: Arc<Notify>,
+    /// Of the connection's task, while it waits for something to do.
+    waker: Option<Waker>,
     /// When a kept session without a connection ends.
     pub ends: Option<Instant>,
     /// When the will of a lost connection is published.
@@ -92,7 +93,7 @@ impl Session {
             stuck: false,
             next_number: 1,
             next_packet_id: 0,
-            wake: Arc::new(Notify::new()),
+            waker: None,
             ends: None,
             will_due: None,
         }
@@ -107,11 +108,26 @@ impl Session {
         !self.expiry.is_zero()
     }
 
+    /// Notes whom to wake when there is something to do.
+    pub(super) fn wait(&mut self, waker: &Waker) {
+        match &mut self.waker {
+            Some(known) => known.clone_from(waker),
+            None => self.waker = Some(waker.clone()),
+        }
+    }
+
+    /// Wakes the connection, if it waits.
+    pub(super) fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
     /// Appends a message whose bytes are counted already.
     pub(super) fn push(&mut self, message: Queued) {
         self.loose += usize::from(message.publication.qos == Qos::AtMostOnce);
         self.queue.push_back(message);
-        self.wake.notify_one();
+        self.wake();
     }
 
     /// Takes the oldest QoS 0 message off the queue: the first to go when there is no room. Returns its bytes.

@@ -238,7 +238,7 @@ impl Check<'_> {
         })
     }
 
-    fn languages(&mut self, key: &str, adapter: &Adapter, listen: &Listen) -> Vec<Language> {
+    fn languages(&mut self, key: &str, adapter: &Adapter, listen: &Listen) -> Vec<Arc<Language>> {
         let names = adapter.protocol.names();
         let wire = if matches!(listen, Listen::Udp(_)) { Wire::Datagram } else { Wire::Stream };
         let mut languages = Vec::new();
@@ -267,7 +267,7 @@ impl Check<'_> {
                 }
             };
             match row.configure(&options) {
-                Ok(endpoint) => languages.push(Language { row, endpoint }),
+                Ok(endpoint) => languages.push(Arc::new(Language::new(row, endpoint))),
                 Err(error) => self.problem(format!("{key}.options"), format!("{name}: {error}")),
             }
         }
@@ -278,7 +278,8 @@ impl Check<'_> {
             }
         }
         // Sniffing asks in the order of the table.
-        let place = |language: &Language| protocols::PROTOCOLS.iter().position(|row| row.name() == language.row.name());
+        let place =
+            |language: &Arc<Language>| protocols::PROTOCOLS.iter().position(|row| row.name() == language.row.name());
         languages.sort_by_key(place);
         languages
     }

@@ -1,38 +1,34 @@
 //! What a session wants done, carried out: admission, reports, the exchange, streams.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use device_models::{Class, Command, Report};
+use device_models::Report;
 use protocols::exchange::{Publication, Request};
 use protocols::hls::Body;
 use protocols::{Claim, Identity, Input, Limits, MediaEvent, Outbox, Output, Peer, Refusal, Ticket};
-use tokio::sync::{mpsc, watch};
 use tracing::debug;
 
-use super::drive::BoxedSession;
+use super::drive::{BoxedSession, Woken};
+use super::line::Line;
 use super::media::{self, Media, Sent};
+use super::unsettled::{Need, Unsettled};
 use super::unwritten::Unwritten;
 use super::wire::Wire;
-use super::{Adapter, Services, next_route};
+use super::{Adapter, Language, Services, seed};
 use crate::admission::Admitted;
-use crate::broker::{Attachment, Kept};
-use crate::bus::Durable;
+use crate::broker::Attachment;
 use crate::clock;
-use crate::devices::{Devices, Route, Thing};
 use crate::hooks::Stay;
 use crate::intake::Appended;
 
-/// Commands that may wait for one session.
-const COMMANDS_MAX: usize = 16;
 /// Recoverable faults of one peer before it is closed: noise is not a conversation.
 const FAULTS_MAX: u32 = 1_000;
-/// Reports and publications of one peer that may wait for the disk.
-const UNSETTLED_MAX: usize = 4_096;
 
 /// Why a talk ended.
 #[derive(Debug)]
@@ -60,44 +56,38 @@ enum Plain {
     Attend(Output),
 }
 
-/// A report or publication whose acknowledgement waits for the disk.
-#[derive(Debug)]
-pub(super) struct Unsettled {
-    ticket: Ticket,
-    need: Need,
-}
-
-/// What must be durable before something is acknowledged.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Need {
-    /// Highest sequence number per class of the bus.
-    bus: [u64; 4],
-    /// Change of the broker's state.
-    broker: u64,
-}
-
 /// The answer to [`Output::Fetch`].
 pub(super) type Fetched = (Ticket, Result<Body, Refusal>);
 
+/// What a session wants that takes waiting for other parts.
+type Attending<'a> = Pin<Box<dyn Future<Output = Option<Ending>> + Send + 'a>>;
+
+/// How far carrying out went.
+pub(super) enum Step<'a> {
+    Done,
+    Ending(Ending),
+    Waits(Attending<'a>),
+}
+
 /// One session and everything it has under way.
+///
+/// A fleet is ten thousand of these, and most of them silent: what only some connections need, or only while they talk,
+/// is in boxes that are made for it and go again.
 pub(super) struct Conversation {
     pub(super) session: BoxedSession,
-    pub(super) limits: Limits,
-    pub(super) peer: Peer,
+    pub(super) language: Arc<Language>,
     pub(super) admitted: bool,
     pub(super) unwritten: Unwritten,
-    pub(super) unsettled: VecDeque<Unsettled>,
-    pub(super) durable: watch::Receiver<Durable>,
-    pub(super) kept: watch::Receiver<Kept>,
-    pub(super) attachment: Option<Attachment>,
+    unsettled: Unsettled,
+    attachment: Option<Attachment>,
     /// A piece of a stream that is on its way or still has to come.
-    pub(super) fetching: Option<Pin<Box<dyn Future<Output = Fetched> + Send>>>,
-    pub(super) commands: mpsc::Receiver<Box<Command>>,
+    fetching: Option<Pin<Box<dyn Future<Output = Fetched> + Send>>>,
     /// Of a session that carries a stream by itself.
     pub(super) media: Option<Box<Media>>,
-    protocol: &'static str,
-    route: Route,
-    things: HashMap<Arc<str>, Arc<Thing>>,
+    /// Of a session that speaks for devices.
+    line: Option<Box<Line>>,
+    pub(super) address: Option<SocketAddr>,
+    secure: bool,
     outbox: Outbox,
     identity: Option<Identity>,
     /// Of a publisher or viewer.
@@ -106,37 +96,24 @@ pub(super) struct Conversation {
     fatal: Option<Cow<'static, str>>,
     /// Something other than bytes came in since the unread bytes were last offered.
     offer: bool,
-    adapter: Arc<Adapter>,
-    services: Services,
+    pub(super) adapter: Arc<Adapter>,
+    pub(super) services: Arc<Services>,
 }
 
 impl Conversation {
-    pub(super) fn new(
-        peer: Peer,
-        session: BoxedSession,
-        limits: Limits,
-        protocol: &'static str,
-        adapter: Arc<Adapter>,
-        services: Services,
-    ) -> Self {
-        let (sender, commands) = mpsc::channel(COMMANDS_MAX);
-        let route = Route { id: next_route(), adapter: Arc::clone(&adapter.info.name), commands: sender };
+    pub(super) fn new(peer: &Peer, language: Arc<Language>, adapter: Arc<Adapter>, services: Arc<Services>) -> Self {
         Self {
-            session,
-            limits,
-            peer,
+            session: language.endpoint.open(peer),
+            language,
             admitted: false,
             unwritten: Unwritten::default(),
-            unsettled: VecDeque::new(),
-            durable: services.bus.durable(),
-            kept: services.broker.kept(),
+            unsettled: Unsettled::default(),
             attachment: None,
             fetching: None,
-            commands,
             media: None,
-            protocol,
-            route,
-            things: HashMap::new(),
+            line: None,
+            address: peer.address,
+            secure: peer.secure,
             outbox: Outbox::default(),
             identity: None,
             stay: None,
@@ -162,9 +139,9 @@ impl Conversation {
         }
         self.offer = true;
         if let Err(fault) = self.session.receive(Instant::now(), input, &mut self.outbox) {
-            self.services.metrics.fault(&self.adapter.info.name, self.protocol);
+            self.services.metrics.fault(&self.adapter.info.name, self.language.row.name());
             self.faults += 1;
-            debug!(peer = ?self.peer.address, adapter = %self.adapter.info.name, protocol = self.protocol, %fault, "fault");
+            debug!(peer = ?self.address, adapter = %self.adapter.info.name, protocol = self.language.row.name(), %fault, "fault");
             if fault.fatal {
                 self.fatal = Some(fault.to_string().into());
             } else if self.faults >= FAULTS_MAX {
@@ -205,25 +182,46 @@ impl Conversation {
 
     /// Answers everything that has become durable (or failed to).
     pub(super) fn settle(&mut self) {
-        let durable = self.durable.borrow_and_update().clone();
-        let kept = *self.kept.borrow_and_update();
-        while let Some(first) = self.unsettled.front() {
-            let outcome = match covered(&durable, kept, &first.need) {
-                None => break,
-                Some(true) => Ok(()),
-                Some(false) => Err(Refusal::Unavailable("the store could not keep it".to_owned())),
-            };
-            let ticket = first.ticket;
-            self.unsettled.pop_front();
+        let durable = self.services.bus.durable().borrow().clone();
+        let kept = *self.services.broker.kept().borrow();
+        while let Some((ticket, outcome)) = self.unsettled.pop(&durable, kept) {
             self.receive(Input::Settled { ticket, outcome });
         }
     }
 
+    /// What other parts have for the session; rare things first, so that a flood of deliveries holds none of them up.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Woken> {
+        if self.unsettled.poll(cx, &self.services).is_ready() {
+            return Poll::Ready(Woken::Durable);
+        }
+        if let Some(fetching) = &mut self.fetching
+            && let Poll::Ready(fetched) = fetching.as_mut().poll(cx)
+        {
+            self.fetching = None;
+            return Poll::Ready(Woken::Fetched(fetched));
+        }
+        if let Some(line) = &mut self.line
+            && let Poll::Ready(command) = line.poll(cx)
+        {
+            return Poll::Ready(Woken::Command(command));
+        }
+        match &mut self.attachment {
+            Some(attachment) => attachment.poll_next(cx).map(Woken::Exchange),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Holds no room while nothing happens.
+    pub(super) fn shrink(&mut self) {
+        self.outbox.shrink();
+        self.unwritten.shrink();
+    }
+
     /// Whether the talk is over: a fatal fault, or a frame larger than allowed.
     pub(super) fn over(&mut self, unread: &BytesMut) -> Option<Ending> {
-        if self.fatal.is_none() && unread.len() >= self.limits.frame_max && !self.session.paused() {
-            self.services.metrics.fault(&self.adapter.info.name, self.protocol);
-            self.fatal = Some(format!("a frame of more than {} bytes", self.limits.frame_max).into());
+        if self.fatal.is_none() && unread.len() >= self.language.limits.frame_max && !self.session.paused() {
+            self.services.metrics.fault(&self.adapter.info.name, self.language.row.name());
+            self.fatal = Some(format!("a frame of more than {} bytes", self.language.limits.frame_max).into());
         }
         // What the session wanted said before the fault (a CONNACK with a reason, a 400) is said by the goodbye.
         self.fatal.take().map(Ending::Closed)
@@ -232,11 +230,11 @@ impl Conversation {
     /// Carries out what the session wants, in order.
     ///
     /// What has to wait for other parts lives in a box for as long as it takes: an idle connection holds no room for it.
-    pub(super) async fn carry_out(&mut self, wire: &Wire) -> Option<Ending> {
+    pub(super) fn carry_out<'a>(&'a mut self, wire: &'a Wire) -> Step<'a> {
         match self.carry_out_plain(wire) {
-            Plain::Done => None,
-            Plain::Ending(ending) => Some(ending),
-            Plain::Attend(output) => Box::pin(self.attend(wire, output)).await,
+            Plain::Done => Step::Done,
+            Plain::Ending(ending) => Step::Ending(ending),
+            Plain::Attend(output) => Step::Waits(Box::pin(self.attend(wire, output))),
         }
     }
 
@@ -260,7 +258,7 @@ impl Conversation {
                     self.fetch(ticket, fetch);
                 }
                 // A unit before its source: the session's fault, and nobody could be watching.
-                Output::Unit(_) => self.services.metrics.fault(&self.adapter.info.name, self.protocol),
+                Output::Unit(_) => self.services.metrics.fault(&self.adapter.info.name, self.language.row.name()),
                 other => return Plain::Attend(other),
             }
         }
@@ -316,15 +314,23 @@ impl Conversation {
     /// The end: every device this session spoke for is offline, unless another session took over.
     pub(super) async fn leave(&mut self, why: &str) {
         self.attachment = None;
-        for thing in self.things.values() {
-            self.services.intake.depart(thing, self.route.id, why).await;
+        let Some(line) = self.line.take() else { return };
+        for thing in line.things() {
+            self.services.intake.depart(thing, line.route.id, why).await;
         }
     }
 
     /// Takes the session out, for the stream thread.
     pub(super) async fn dismantle(mut self) -> (BoxedSession, Limits, Peer, Option<Stay>) {
         self.leave("moved to its stream").await;
-        (self.session, self.limits, self.peer, self.stay)
+        // The session has drawn on its seed when it was opened.
+        let peer = Peer {
+            address: self.address,
+            adapter: Arc::clone(&self.adapter.info.name),
+            seed: seed(),
+            secure: self.secure,
+        };
+        (self.session, self.language.limits, peer, self.stay)
     }
 
     fn media(&mut self) -> &mut Media {
@@ -332,7 +338,7 @@ impl Conversation {
     }
 
     async fn open_ports(&mut self, wire: &Wire, ticket: Ticket, remote: [u16; 2]) -> Result<[u16; 2], Refusal> {
-        let peer = self.peer.address.map(|address| address.ip());
+        let peer = self.address.map(|address| address.ip());
         let Some(ends) = wire.local_ip().zip(peer) else {
             return Err(Refusal::Unavailable("packets go beside TCP alone".to_owned()));
         };
@@ -362,7 +368,7 @@ impl Conversation {
         if wire.is_datagram() {
             match wire.send_packet(&bytes) {
                 Ok(()) => self.wrote(bytes.len()),
-                Err(error) => debug!(peer = ?self.peer.address, %error, "a packet could not be sent"),
+                Err(error) => debug!(peer = ?self.address, %error, "a packet could not be sent"),
             }
         } else {
             self.unwritten.push(bytes);
@@ -371,7 +377,7 @@ impl Conversation {
 
     async fn admit(&mut self, ticket: Ticket, claim: Claim) {
         let locks = self.services.locks();
-        let admitted = locks.admit(&self.adapter.info, self.protocol, self.peer.address, &claim).await;
+        let admitted = locks.admit(&self.adapter.info, self.language.row.name(), self.address, &claim).await;
         let outcome = admitted.map(|Admitted { identity, stay }| {
             self.stay = stay;
             identity
@@ -383,7 +389,7 @@ impl Conversation {
             }
             Err(refusal) => {
                 self.services.metrics.refused(&self.adapter.info.name, crate::intake::reason(refusal));
-                debug!(peer = ?self.peer.address, adapter = %self.adapter.info.name, %refusal, "not admitted");
+                debug!(peer = ?self.address, adapter = %self.adapter.info.name, %refusal, "not admitted");
             }
         }
         self.receive(Input::Admission { ticket, outcome });
@@ -400,8 +406,9 @@ impl Conversation {
             None => devices.find(&self.adapter.info, device),
         };
         let Some(thing) = found else { return };
-        self.note_thing(&thing);
-        if let Err(refusal) = self.services.intake.arrive(&thing, &self.route, clock::now_us()).await {
+        let line = line(&mut self.line, &self.adapter);
+        line.note(Arc::clone(&thing));
+        if let Err(refusal) = self.services.intake.arrive(&thing, &line.route, clock::now_us()).await {
             debug!(%device, %refusal, "could not say that a device came online");
         }
     }
@@ -414,11 +421,12 @@ impl Conversation {
 
     async fn take(&mut self, by: &Identity, report: Report, need: &mut [u64; 4]) -> Result<(), Refusal> {
         let device = report.device.clone();
-        let taken = self.services.intake.take(&self.adapter.info, by, report, Some(&self.route)).await?;
-        if !self.things.contains_key(device.as_str())
+        let line = line(&mut self.line, &self.adapter);
+        let taken = self.services.intake.take(&self.adapter.info, by, report, Some(&line.route)).await?;
+        if !line.knows(&device)
             && let Some(thing) = self.services.intake.devices().find(&self.adapter.info, &device)
         {
-            self.note_thing(&thing);
+            line.note(thing);
         }
         if let Some(Appended { class, seq }) = taken
             && let Some(need) = need.get_mut(usize::from(class.number()))
@@ -428,22 +436,14 @@ impl Conversation {
         Ok(())
     }
 
-    fn note_thing(&mut self, thing: &Arc<Thing>) {
-        if self.things.len() < Devices::per_route_max() {
-            self.things.insert(Arc::clone(&thing.name), Arc::clone(thing));
-        }
-    }
-
     /// Answers the ticket now (refused, or nothing to wait for) or when the disk has it.
     fn promise(&mut self, ticket: Option<Ticket>, need: Need, outcome: Result<(), Refusal>) {
         let Some(ticket) = ticket else { return };
-        if outcome.is_ok() && need != Need::default() && self.unsettled.len() >= UNSETTLED_MAX {
+        if outcome.is_ok() && need != Need::default() && self.unsettled.is_full() {
             // The session announced more room than it has: a defect, kept from growing without bound.
             self.receive(Input::Settled { ticket, outcome: Err(Refusal::Limit("too much at a time".to_owned())) });
         } else if outcome.is_ok() && (need != Need::default() || !self.unsettled.is_empty()) {
-            self.unsettled.push_back(Unsettled { ticket, need });
-            // The commit may have been quicker than we are: look again.
-            self.durable.mark_changed();
+            self.unsettled.push(ticket, need);
         } else {
             self.receive(Input::Settled { ticket, outcome });
         }
@@ -498,13 +498,7 @@ impl Conversation {
     }
 }
 
-/// Whether everything needed is durable; `None` while that is not decided.
-fn covered(durable: &Durable, kept: Kept, need: &Need) -> Option<bool> {
-    let mut all = need.broker == 0 || kept.settled(need.broker)?;
-    for (class, seq) in Class::ALL.into_iter().zip(&need.bus) {
-        if *seq > 0 {
-            all &= durable.settled(class, *seq)?;
-        }
-    }
-    Some(all)
+/// The line of a session that speaks for devices.
+fn line<'a>(line: &'a mut Option<Box<Line>>, adapter: &Adapter) -> &'a mut Line {
+    line.get_or_insert_with(|| Box::new(Line::new(&adapter.info.name)))
 }

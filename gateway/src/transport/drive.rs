@@ -3,19 +3,22 @@
 //! The driver, not the protocol, enforces frame size, admission time, silence, write time and the size of what waits to
 //! be written. What the session wants done is carried out in `conversation.rs`.
 
-use std::future::{Future, pending};
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use protocols::{Input, MediaEvent, Peer, Session};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::coop::consume_budget;
 use tokio::time::Sleep;
 use tracing::debug;
 
-use super::conversation::{Conversation, Ending, Fetched};
+use super::conversation::{Conversation, Ending, Fetched, Step};
 use super::media::Media;
-use super::unwritten::{SHARED_TIME_MAX, Unwritten};
+use super::unwritten::SHARED_TIME_MAX;
 use super::wire::{Arrived, Wire};
 use super::{Adapter, Language, Services};
 use crate::stream::Handover;
@@ -31,35 +34,34 @@ const LINGER_BYTES_MAX: usize = 1024 * 1024;
 /// A peer that has closed its side still gets the answers that wait for the disk, at most this long.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// Talks with one peer until the talk ends or moves to a stream thread.
-pub(super) async fn drive(
+/// Talks with one peer until the talk ends or moves to a stream thread. `place` is its place among the adapter's
+/// connections.
+///
+/// Not `async fn`: that would hold its arguments twice for the connection's life.
+pub(super) fn drive(
     wire: Wire,
     unread: BytesMut,
     peer: Peer,
-    language: &Language,
-    adapter: Arc<Adapter>,
-    services: &Services,
-) {
-    let session = language.endpoint.open(&peer);
-    let limits = language.endpoint.limits();
-    let metrics = services.metrics.clone();
-    metrics.connected(&adapter.info.name);
-    let name = Arc::clone(&adapter.info.name);
+    language: &Arc<Language>,
+    adapter: &Arc<Adapter>,
+    services: &Arc<Services>,
+    place: Option<OwnedSemaphorePermit>,
+) -> impl Future<Output = ()> + Send + use<> {
     let mut drive = Drive {
         wire,
         unread,
         started: Instant::now(),
         heard: Instant::now(),
         ended: None,
-        talk: Conversation::new(peer, session, limits, language.row.name(), adapter, services.clone()),
+        wire_first: false,
+        talk: Conversation::new(&peer, Arc::clone(language), Arc::clone(adapter), Arc::clone(services)),
+        place,
     };
-    let ending = drive.run(services).await;
-    if let Ending::Moves(outbox) = ending {
-        Box::pin(drive.hand_over(outbox, services)).await;
-    } else {
-        Box::pin(drive.goodbye(&ending)).await;
+    async move {
+        drive.talk.services.metrics.connected(&drive.talk.adapter.info.name);
+        let ending = drive.run().await;
+        Box::pin(drive.finish(ending)).await;
     }
-    metrics.disconnected(&name);
 }
 
 struct Drive {
@@ -69,10 +71,13 @@ struct Drive {
     heard: Instant,
     /// When the peer closed its side (it may still read).
     ended: Option<Instant>,
+    /// Whose turn it is to be asked first.
+    wire_first: bool,
     talk: Conversation,
+    place: Option<OwnedSemaphorePermit>,
 }
 
-enum Woken {
+pub(super) enum Woken {
     Arrived(std::io::Result<Arrived>),
     Written(std::io::Result<usize>),
     Durable,
@@ -86,7 +91,8 @@ enum Woken {
 }
 
 impl Drive {
-    async fn run(&mut self, services: &Services) -> Ending {
+    async fn run(&mut self) -> Ending {
+        let services = Arc::clone(&self.talk.services);
         let mut written_at = Instant::now();
         // Kept from wait to wait: to register with the clock and the stop signal anew for every packet costs more than to
         // wake once too often.
@@ -97,7 +103,14 @@ impl Drive {
             self.talk.receive_stream(&mut self.unread);
         }
         loop {
-            if let Some(ending) = self.talk.carry_out(&self.wire).await {
+            // Whoever has much to say lets others speak in between.
+            consume_budget().await;
+            let ending = match self.talk.carry_out(&self.wire) {
+                Step::Done => None,
+                Step::Ending(ending) => Some(ending),
+                Step::Waits(attending) => attending.await,
+            };
+            if let Some(ending) = ending {
                 return ending;
             }
             // An answer may have ended a pause: the bytes left unread are offered again.
@@ -118,71 +131,113 @@ impl Drive {
             if alarm.is_elapsed() || deadline < alarm.deadline() {
                 alarm.as_mut().reset(deadline);
             }
-            match self.wait(alarm.as_mut(), stopping.as_mut()).await {
-                Woken::Arrived(Ok(Arrived::Bytes(count))) => {
-                    self.heard = Instant::now();
-                    self.talk.heard(count);
-                    self.talk.receive_stream(&mut self.unread);
-                }
-                Woken::Arrived(Ok(Arrived::Packet(packet))) => {
-                    self.heard = Instant::now();
-                    self.talk.heard(packet.len());
-                    self.talk.receive(Input::Datagram(packet));
-                }
-                Woken::Arrived(Ok(Arrived::End)) => self.ended = Some(Instant::now()),
-                Woken::Arrived(Err(error)) | Woken::Written(Err(error)) => {
-                    return Ending::Closed(error.to_string().into());
-                }
-                Woken::Written(Ok(count)) => {
-                    written_at = Instant::now();
-                    self.talk.wrote(count);
-                }
-                Woken::Durable => self.talk.settle(),
-                Woken::Exchange(event) => self.talk.receive(Input::Exchange(event)),
-                Woken::Fetched((ticket, outcome)) => {
-                    self.talk.fetching = None;
-                    self.talk.receive(Input::Piece { ticket, outcome });
-                }
-                Woken::Command(command) => self.talk.receive(Input::Command(*command)),
-                Woken::Media(Some(event)) => self.talk.receive(Input::Media(event)),
-                Woken::Media(None) => return Ending::Closed("the stream ended".into()),
-                Woken::Deadline => {
-                    if let Some(why) = self.overdue(written_at) {
-                        return Ending::Closed(why.into());
-                    }
-                    self.talk.tick();
-                }
-                Woken::Stopping => return Ending::Stopping,
+            let woken = match self.talk.media.take() {
+                None => poll_fn(|cx| self.poll(cx, alarm.as_mut(), stopping.as_mut())).await,
+                // Boxed: few connections carry a stream by themselves, and the others hold no room for it.
+                Some(media) => Box::pin(self.wait_with(media, alarm.as_mut(), stopping.as_mut())).await,
+            };
+            if let Some(ending) = self.take(woken, &mut written_at) {
+                return ending;
             }
         }
     }
 
-    /// Waits for the first of everything that can happen.
-    async fn wait(&mut self, alarm: Pin<&mut Sleep>, stopping: Pin<&mut impl Future<Output = ()>>) -> Woken {
-        let may_read = self.ended.is_none()
-            && !self.talk.session.paused()
-            && self.unread.len() < self.talk.limits.frame_max
-            && self.talk.unwritten.len() < UNWRITTEN_MAX;
-        let Self { wire, unread, talk, .. } = self;
-        let Conversation { unwritten, unsettled, durable, kept, attachment, fetching, commands, media, .. } = talk;
-        let takes_more = unwritten.len() < UNWRITTEN_MAX;
-        tokio::select! {
-            // One future for both directions: the wire cannot be borrowed twice.
-            woken = read_or_write(wire, unread, unwritten, may_read) => woken,
-            _ = durable.changed(), if !unsettled.is_empty() => Woken::Durable,
-            _ = kept.changed(), if !unsettled.is_empty() => Woken::Durable,
-            event = async { match attachment { Some(a) => a.next().await, None => pending().await } } => Woken::Exchange(event),
-            fetched = async { match fetching { Some(f) => f.await, None => pending().await } } => Woken::Fetched(fetched),
-            Some(command) = commands.recv() => Woken::Command(command),
-            event = next_event(media, takes_more) => Woken::Media(event),
-            () = alarm => Woken::Deadline,
-            () = stopping => Woken::Stopping,
+    fn take(&mut self, woken: Woken, written_at: &mut Instant) -> Option<Ending> {
+        match woken {
+            Woken::Arrived(Ok(Arrived::Bytes(count))) => {
+                self.heard = Instant::now();
+                self.talk.heard(count);
+                self.talk.receive_stream(&mut self.unread);
+            }
+            Woken::Arrived(Ok(Arrived::Packet(packet))) => {
+                self.heard = Instant::now();
+                self.talk.heard(packet.len());
+                self.talk.receive(Input::Datagram(packet));
+            }
+            Woken::Arrived(Ok(Arrived::End)) => self.ended = Some(Instant::now()),
+            Woken::Arrived(Err(error)) | Woken::Written(Err(error)) => {
+                return Some(Ending::Closed(error.to_string().into()));
+            }
+            Woken::Written(Ok(count)) => {
+                *written_at = Instant::now();
+                self.talk.wrote(count);
+            }
+            Woken::Durable => self.talk.settle(),
+            Woken::Exchange(event) => self.talk.receive(Input::Exchange(event)),
+            Woken::Fetched((ticket, outcome)) => self.talk.receive(Input::Piece { ticket, outcome }),
+            Woken::Command(command) => self.talk.receive(Input::Command(*command)),
+            Woken::Media(Some(event)) => self.talk.receive(Input::Media(event)),
+            Woken::Media(None) => return Some(Ending::Closed("the stream ended".into())),
+            Woken::Deadline => {
+                if let Some(why) = self.overdue(*written_at) {
+                    return Some(Ending::Closed(why.into()));
+                }
+                self.talk.tick();
+            }
+            Woken::Stopping => return Some(Ending::Stopping),
         }
+        None
+    }
+
+    /// The first of everything that can happen. Written by hand, not with `select!`: what each of its futures keeps
+    /// while it waits would be most of an idle connection's memory, and all would be made anew for every packet.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        alarm: Pin<&mut Sleep>,
+        stopping: Pin<&mut impl Future<Output = ()>>,
+    ) -> Poll<Woken> {
+        if alarm.poll(cx).is_ready() {
+            return Poll::Ready(Woken::Deadline);
+        }
+        // By turns: neither a flood of bytes nor one of deliveries starves the other.
+        self.wire_first = !self.wire_first;
+        let woken = if self.wire_first {
+            or(self.poll_wire(cx), || self.talk.poll(cx))
+        } else {
+            or(self.talk.poll(cx), || self.poll_wire(cx))
+        };
+        or(woken, || stopping.poll(cx).map(|()| Woken::Stopping))
+    }
+
+    /// The same for a session that carries a stream.
+    async fn wait_with(
+        &mut self,
+        mut media: Box<Media>,
+        mut alarm: Pin<&mut Sleep>,
+        mut stopping: Pin<&mut impl Future<Output = ()>>,
+    ) -> Woken {
+        let takes_more = self.talk.unwritten.len() < UNWRITTEN_MAX;
+        let woken = {
+            let mut next = std::pin::pin!(media.next(takes_more));
+            let mut first = false;
+            poll_fn(|cx| {
+                first = !first;
+                if first && let Poll::Ready(event) = next.as_mut().poll(cx) {
+                    return Poll::Ready(Woken::Media(event));
+                }
+                let woken = self.poll(cx, alarm.as_mut(), stopping.as_mut());
+                if first { woken } else { or(woken, || next.as_mut().poll(cx).map(Woken::Media)) }
+            })
+            .await
+        };
+        self.talk.media = Some(media);
+        woken
+    }
+
+    /// Reads, or writes when something waits.
+    fn poll_wire(&mut self, cx: &mut Context<'_>) -> Poll<Woken> {
+        let Self { wire, unread, talk, ended, .. } = self;
+        if !wire.is_datagram() && (!talk.unwritten.is_empty() || wire.is_unflushed()) {
+            return wire.poll_write(cx, &mut talk.unwritten).map(Woken::Written);
+        }
+        let may_read = ended.is_none() && !talk.session.paused() && unread.len() < talk.language.limits.frame_max;
+        if may_read { wire.poll_read(cx, unread).map(Woken::Arrived) } else { Poll::Pending }
     }
 
     /// The next moment at which something must be looked at.
     fn deadline(&self, written_at: Instant) -> Instant {
-        let limits = &self.talk.limits;
+        let limits = &self.talk.language.limits;
         let mut next = self.heard + limits.silence_max.unwrap_or(Duration::from_secs(24 * 3600));
         if let Some(ended) = self.ended {
             next = next.min(ended + ANSWER_TIME_MAX);
@@ -205,7 +260,7 @@ impl Drive {
     /// Which of the driver's own limits has passed.
     fn overdue(&self, written_at: Instant) -> Option<&'static str> {
         let now = Instant::now();
-        let limits = &self.talk.limits;
+        let limits = &self.talk.language.limits;
         if self.ended.is_some_and(|ended| now >= ended + ANSWER_TIME_MAX) {
             Some("the peer closed the connection")
         } else if !self.talk.admitted && now >= self.started + limits.admission_max {
@@ -223,18 +278,30 @@ impl Drive {
 
     /// An idle connection holds no buffers.
     fn shrink(&mut self) {
-        if self.unread.is_empty() && self.unread.capacity() > 0 {
+        if self.unread.is_empty() {
             self.unread = BytesMut::new();
         }
-        self.talk.unwritten.shrink();
+        self.talk.shrink();
+    }
+
+    async fn finish(mut self, ending: Ending) {
+        let (place, services, adapter) =
+            (self.place.take(), Arc::clone(&self.talk.services), Arc::clone(&self.talk.adapter));
+        match ending {
+            Ending::Moves(outbox) => self.hand_over(outbox).await,
+            other => self.goodbye(&other).await,
+        }
+        services.metrics.disconnected(&adapter.info.name);
+        drop(place);
     }
 
     /// Moves socket, session and everything unread to the thread that owns the stream.
-    async fn hand_over(mut self, outbox: protocols::Outbox, services: &Services) {
+    async fn hand_over(mut self, outbox: protocols::Outbox) {
         if let Err(why) = self.flush(WRITE_TIME_MAX).await {
             debug!(%why, "lost before the hand-over");
             return;
         }
+        let services = Arc::clone(&self.talk.services);
         let (session, limits, peer, stay) = self.talk.dismantle().await;
         let mut unread = self.unread;
         match self.wire.park(&mut unread) {
@@ -248,7 +315,7 @@ impl Drive {
 
     async fn goodbye(&mut self, ending: &Ending) {
         let why = ending.why();
-        debug!(peer = ?self.talk.peer.address, adapter = %self.talk.peer.adapter, why, "the talk ends");
+        debug!(peer = ?self.talk.address, adapter = %self.talk.adapter.info.name, why, "the talk ends");
         self.talk.receive(Input::Ended { reason: why });
         self.talk.last_words(&self.wire).await;
         // A whole segment takes longer than a goodbye.
@@ -281,7 +348,7 @@ impl Drive {
 
     async fn flush(&mut self, patience: Duration) -> Result<(), String> {
         let all = async {
-            while !self.talk.unwritten.is_empty() {
+            while !self.talk.unwritten.is_empty() || self.wire.is_unflushed() {
                 let count = self.wire.write(&mut self.talk.unwritten).await.map_err(|e| e.to_string())?;
                 self.talk.wrote(count);
             }
@@ -291,21 +358,9 @@ impl Drive {
     }
 }
 
-/// Boxed: few connections carry a stream by themselves, and the others hold no room for it.
-async fn next_event(media: &mut Option<Box<Media>>, takes_more: bool) -> Option<MediaEvent> {
-    match media {
-        Some(media) => Box::pin(media.next(takes_more)).await,
-        None => pending().await,
-    }
-}
-
-/// Reads, or writes when something waits. TCP is full duplex, so neither may starve the other: whichever is ready first.
-async fn read_or_write(wire: &mut Wire, unread: &mut BytesMut, unwritten: &mut Unwritten, may_read: bool) -> Woken {
-    if unwritten.is_empty() || wire.is_datagram() {
-        if may_read { Woken::Arrived(wire.read(unread).await) } else { pending().await }
-    } else {
-        Woken::Written(wire.write(unwritten).await)
-    }
+/// The first that is ready; the second is asked only if the first is not.
+fn or<T>(first: Poll<T>, second: impl FnOnce() -> Poll<T>) -> Poll<T> {
+    if first.is_ready() { first } else { second() }
 }
 
 /// The session's part of the driver: kept as a trait object, so that one driver serves all protocols.
@@ -315,14 +370,24 @@ pub(super) type BoxedSession = Box<dyn Session>;
 mod tests {
     use super::*;
 
-    /// The size of what a call of `drive` holds while it waits.
-    fn size<F>(_: impl FnOnce(Wire, BytesMut, Peer, &'static Language, Arc<Adapter>, &'static Services) -> F) -> usize {
+    /// The size of the future that a call of `drive` gives.
+    fn size<F>(
+        _: impl FnOnce(
+            Wire,
+            BytesMut,
+            Peer,
+            &'static Arc<Language>,
+            &'static Arc<Adapter>,
+            &'static Arc<Services>,
+            Option<OwnedSemaphorePermit>,
+        ) -> F,
+    ) -> usize {
         size_of::<F>()
     }
 
     /// Ten thousand idle connections are kept on a box of 512 MB.
     #[test]
     fn an_idle_connection_is_small() {
-        assert!(size(drive) <= 2_304, "{} bytes", size(drive));
+        assert!(size(drive) <= 832, "{} bytes", size(drive));
     }
 }

@@ -1,16 +1,19 @@
 //! The wires: TCP, TLS, UDP, serial. Written once; every protocol runs on them through `drive.rs`.
 //!
-//! `drive.rs` runs one session over one wire, `conversation.rs` does what it wants, `unwritten.rs` holds what it says; `tcp.rs`, `udp.rs` and `serial.rs` make wires; `sniff.rs` decides which
+//! `drive.rs` runs one session over one wire, `conversation.rs` does what it wants, `unwritten.rs` holds what it says, `unsettled.rs` what it was promised, `line.rs` the devices it speaks
+//! for; `tcp.rs`, `udp.rs` and `serial.rs` make wires; `sniff.rs` decides which
 //! protocol a connection speaks. Must not be in here: anything that knows one protocol.
 
 mod address;
 mod conversation;
 mod drive;
+mod line;
 mod media;
 mod serial;
 mod sniff;
 mod tcp;
 mod udp;
+mod unsettled;
 mod unwritten;
 mod wire;
 
@@ -18,7 +21,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use protocols::{Endpoint, Protocol};
+use protocols::{Endpoint, Limits, Protocol};
 
 pub use address::{Listen, ListenError};
 
@@ -61,16 +64,22 @@ impl Services {
 pub struct Adapter {
     pub info: Arc<AdapterInfo>,
     pub listen: Listen,
-    pub languages: Vec<Language>,
+    pub languages: Vec<Arc<Language>>,
     pub connections_max: usize,
     pub tls: Option<ServerTls>,
 }
 
 /// A protocol with its options.
-#[derive(Clone)]
 pub struct Language {
     pub row: &'static dyn Protocol,
     pub endpoint: Arc<dyn Endpoint>,
+    limits: Limits,
+}
+
+impl Language {
+    pub fn new(row: &'static dyn Protocol, endpoint: Arc<dyn Endpoint>) -> Self {
+        Self { row, limits: endpoint.limits(), endpoint }
+    }
 }
 
 impl std::fmt::Debug for Language {
@@ -99,6 +108,8 @@ pub async fn start(adapter: Adapter, services: &Services) -> Result<Bound, BindE
     let name = adapter.info.name.to_string();
     let listen = adapter.listen.to_string();
     let adapter = Arc::new(adapter);
+    // Shared by all its connections, so that each holds one pointer.
+    let services = &Arc::new(services.clone());
     let started = match &adapter.listen {
         Listen::Tcp(address) | Listen::Tls(address) => tcp::start(*address, Arc::clone(&adapter), services),
         Listen::Udp(address) => udp::start(*address, Arc::clone(&adapter), services).await,

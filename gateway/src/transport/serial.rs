@@ -18,16 +18,16 @@ use super::{Adapter, Bound, Listen, Services, seed};
 const REOPEN_PAUSE_MIN: Duration = Duration::from_millis(500);
 const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(30);
 
-pub(super) fn start(adapter: Arc<Adapter>, services: &Services) -> io::Result<Bound> {
+pub(super) fn start(adapter: Arc<Adapter>, services: &Arc<Services>) -> io::Result<Bound> {
     let Listen::Serial { path, baud } = adapter.listen.clone() else {
         return Err(io::Error::other("not a serial address"));
     };
-    let services = services.clone();
+    let services = Arc::clone(services);
     services.tasks.clone().spawn("serial", serve(path, baud, adapter, services));
     Ok(Bound { address: None })
 }
 
-async fn serve(path: PathBuf, baud: u32, adapter: Arc<Adapter>, services: Services) {
+async fn serve(path: PathBuf, baud: u32, adapter: Arc<Adapter>, services: Arc<Services>) {
     let mut pause = REOPEN_PAUSE_MIN;
     while !services.tasks.is_stopping() {
         match tokio_serial::new(path.to_string_lossy(), baud).open_native_async() {
@@ -37,7 +37,8 @@ async fn serve(path: PathBuf, baud: u32, adapter: Arc<Adapter>, services: Servic
                 let peer = Peer { address: None, adapter: Arc::clone(&adapter.info.name), seed: seed(), secure: false };
                 if let Some(language) = adapter.languages.first() {
                     // An unplugged port reads as its end: the drive returns and the port is opened anew.
-                    drive(Wire::Serial(port), BytesMut::new(), peer, language, Arc::clone(&adapter), &services).await;
+                    drive(Wire::Serial(Box::new(port)), BytesMut::new(), peer, language, &adapter, &services, None)
+                        .await;
                 }
             }
             Err(error) => {

@@ -1,5 +1,6 @@
 //! Several protocols on one port: the first bytes decide.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -27,8 +28,8 @@ pub(super) enum SniffError {
 pub(super) async fn decide<'a>(
     wire: &mut Wire,
     unread: &mut BytesMut,
-    languages: &'a [Language],
-) -> Result<&'a Language, SniffError> {
+    languages: &'a [Arc<Language>],
+) -> Result<&'a Arc<Language>, SniffError> {
     if let [only] = languages {
         return Ok(only);
     }

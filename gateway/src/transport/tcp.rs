@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use protocols::Peer;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, info, warn};
 
 use super::drive::drive;
@@ -26,12 +26,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Half-open peers are found within 15 s: probes after 15 s of silence, and written bytes must be taken in as long.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
-pub(super) fn start(address: SocketAddr, adapter: Arc<Adapter>, services: &Services) -> io::Result<Bound> {
+pub(super) fn start(address: SocketAddr, adapter: Arc<Adapter>, services: &Arc<Services>) -> io::Result<Bound> {
     let listener = bind(address)?;
     let bound = listener.local_addr()?;
     info!(adapter = %adapter.info.name, address = %bound, tls = adapter.tls.is_some(), "listening");
-    let services = services.clone();
-    services.tasks.clone().spawn("tcp-accept", accept(listener, adapter, services));
+    services.tasks.spawn("tcp-accept", accept(listener, adapter, Arc::clone(services)));
     Ok(Bound { address: Some(bound) })
 }
 
@@ -47,7 +46,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-async fn accept(listener: TcpListener, adapter: Arc<Adapter>, services: Services) {
+async fn accept(listener: TcpListener, adapter: Arc<Adapter>, services: Arc<Services>) {
     let room = Arc::new(Semaphore::new(adapter.connections_max));
     loop {
         let accepted = tokio::select! {
@@ -60,11 +59,8 @@ async fn accept(listener: TcpListener, adapter: Arc<Adapter>, services: Services
                     services.metrics.connection_refused(&adapter.info.name, "connections_max");
                     continue;
                 };
-                let (adapter, services) = (Arc::clone(&adapter), services.clone());
-                services.tasks.clone().spawn("tcp-peer", async move {
-                    serve(socket, from, adapter, &services).await;
-                    drop(permit);
-                });
+                let (adapter, services) = (Arc::clone(&adapter), Arc::clone(&services));
+                services.tasks.clone().spawn("tcp-open", open(socket, from, adapter, services, permit));
             }
             Err(error) => {
                 warn!(adapter = %adapter.info.name, %error, "cannot accept a connection");
@@ -74,7 +70,15 @@ async fn accept(listener: TcpListener, adapter: Arc<Adapter>, services: Services
     }
 }
 
-async fn serve(socket: TcpStream, from: SocketAddr, adapter: Arc<Adapter>, services: &Services) {
+/// Finds out what the connection speaks, then drives it in a task of its own: the room that took is not held for the
+/// connection's life.
+async fn open(
+    socket: TcpStream,
+    from: SocketAddr,
+    adapter: Arc<Adapter>,
+    services: Arc<Services>,
+    permit: OwnedSemaphorePermit,
+) {
     if let Err(error) = prepare(&socket) {
         debug!(%from, %error, "cannot set socket options");
     }
@@ -82,9 +86,8 @@ async fn serve(socket: TcpStream, from: SocketAddr, adapter: Arc<Adapter>, servi
         None => Wire::Tcp(socket),
         Some(tls) => {
             let shake = async { tls.accept(socket, &services.tasks, &services.metrics).await.await };
-            // Boxed: a handshake's room is not held for the connection's life.
-            match Box::pin(tokio::time::timeout(HANDSHAKE_TIME_MAX, shake)).await {
-                Ok(Ok(stream)) => Wire::Tls(Box::new(stream)),
+            match tokio::time::timeout(HANDSHAKE_TIME_MAX, shake).await {
+                Ok(Ok(stream)) => Wire::secured(stream),
                 Ok(Err(error)) => {
                     debug!(%from, %error, "TLS handshake failed");
                     return services.metrics.connection_refused(&adapter.info.name, "tls");
@@ -102,7 +105,7 @@ async fn serve(socket: TcpStream, from: SocketAddr, adapter: Arc<Adapter>, servi
         Ok(language) => {
             let secure = adapter.tls.is_some();
             let peer = Peer { address: Some(from), adapter: Arc::clone(&adapter.info.name), seed: seed(), secure };
-            drive(wire, unread, peer, language, Arc::clone(&adapter), services).await;
+            services.tasks.spawn("tcp-peer", drive(wire, unread, peer, language, &adapter, &services, Some(permit)));
         }
         Err(error) => {
             debug!(%from, adapter = %adapter.info.name, %error, "closed");

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info};
 
 use super::drive::drive;
-use super::wire::Wire;
+use super::wire::{Datagrams, Wire};
 use super::{Adapter, Bound, Services, seed};
 
 /// Packets of one peer that may wait for its session; more are lost, as UDP may, and counted.
@@ -22,16 +22,16 @@ const PACKET_LEN_MAX: usize = 65_536;
 /// Departed peers are swept out of the table after this many packets.
 const SWEEP_EVERY: u32 = 1_024;
 
-pub(super) async fn start(address: SocketAddr, adapter: Arc<Adapter>, services: &Services) -> io::Result<Bound> {
+pub(super) async fn start(address: SocketAddr, adapter: Arc<Adapter>, services: &Arc<Services>) -> io::Result<Bound> {
     let socket = Arc::new(UdpSocket::bind(address).await?);
     let bound = socket.local_addr()?;
     info!(adapter = %adapter.info.name, address = %bound, "listening");
-    let services = services.clone();
+    let services = Arc::clone(services);
     services.tasks.clone().spawn("udp-read", read(socket, adapter, services));
     Ok(Bound { address: Some(bound) })
 }
 
-async fn read(socket: Arc<UdpSocket>, adapter: Arc<Adapter>, services: Services) {
+async fn read(socket: Arc<UdpSocket>, adapter: Arc<Adapter>, services: Arc<Services>) {
     let mut peers: HashMap<SocketAddr, mpsc::Sender<Bytes>> = HashMap::new();
     let mut buffer = vec![0; PACKET_LEN_MAX];
     let mut since_sweep = 0_u32;
@@ -69,7 +69,7 @@ fn deliver(
     from: SocketAddr,
     packet: Bytes,
     adapter: &Arc<Adapter>,
-    services: &Services,
+    services: &Arc<Services>,
 ) {
     let packet = match peers.get(&from).map(|known| known.try_send(packet.clone())) {
         Some(Ok(())) => return,
@@ -88,15 +88,12 @@ fn deliver(
         peers.remove(&other);
         services.metrics.connection_refused(&adapter.info.name, "connections_max");
     }
-    let Some(language) = adapter.languages.first().cloned() else { return };
+    let Some(language) = adapter.languages.first() else { return };
     let (sender, packets) = mpsc::channel(PACKETS_MAX);
     // The channel is new and has room.
     drop(sender.try_send(packet));
     peers.insert(from, sender);
-    let wire = Wire::Datagram { socket: Arc::clone(socket), peer: from, packets };
+    let wire = Wire::Datagram(Box::new(Datagrams { socket: Arc::clone(socket), peer: from, packets }));
     let peer = Peer { address: Some(from), adapter: Arc::clone(&adapter.info.name), seed: seed(), secure: false };
-    let (adapter, services) = (Arc::clone(adapter), services.clone());
-    services.tasks.clone().spawn("udp-peer", async move {
-        drive(wire, BytesMut::new(), peer, &language, adapter, &services).await;
-    });
+    services.tasks.spawn("udp-peer", drive(wire, BytesMut::new(), peer, language, adapter, services, None));
 }

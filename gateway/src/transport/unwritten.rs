@@ -10,8 +10,6 @@ use bytes::{Buf, Bytes, BytesMut};
 const SHARED_MIN: usize = 8 * 1024;
 /// A peer has this long to take what is shared: a reader that trickles must not keep alive what others have long had.
 pub(super) const SHARED_TIME_MAX: Duration = Duration::from_secs(30);
-/// An idle connection keeps no buffer above this.
-const IDLE_MAX: usize = 4_096;
 
 /// In order: the buffer, then the shared pieces.
 #[derive(Debug, Default)]
@@ -64,7 +62,8 @@ impl Unwritten {
 
     /// An idle connection holds no buffer.
     pub(super) fn shrink(&mut self) {
-        if self.buffer.is_empty() && self.buffer.capacity() > IDLE_MAX {
+        // Not asked for its capacity: what is left of a buffer read to its end says 0 and still holds it.
+        if self.buffer.is_empty() {
             self.buffer = BytesMut::new();
         }
     }

@@ -1,5 +1,6 @@
 //! One peer's bytes, whatever they travel on.
 
+use std::future::poll_fn;
 use std::io::{self, ErrorKind, Read};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -18,18 +19,43 @@ use crate::stream::Parked;
 /// Bytes read at a time. One buffer per thread serves all connections, so an idle one holds none.
 const SCRATCH: usize = 32 * 1024;
 
-/// The wire of one peer.
+/// The wire of one peer. As small as the commonest, TCP.
 #[derive(Debug)]
 pub(super) enum Wire {
     Tcp(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-    Serial(SerialStream),
-    /// One peer of a UDP socket: its packets come through the socket's reader.
-    Datagram {
-        socket: Arc<UdpSocket>,
-        peer: SocketAddr,
-        packets: mpsc::Receiver<Bytes>,
-    },
+    Tls(Box<Secured>),
+    Serial(Box<SerialStream>),
+    Datagram(Box<Datagrams>),
+}
+
+/// A connection under TLS, which keeps written bytes in a buffer of its own until it is flushed.
+#[derive(Debug)]
+pub(super) struct Secured {
+    stream: TlsStream<TcpStream>,
+    unflushed: bool,
+}
+
+impl Secured {
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &mut impl Buf) -> Poll<io::Result<usize>> {
+        if self.unflushed {
+            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        if !bytes.has_remaining() {
+            return Poll::Ready(Ok(0));
+        }
+        let written = ready!(poll_write_some(&mut self.stream, cx, bytes))?;
+        self.unflushed = Pin::new(&mut self.stream).poll_flush(cx)?.is_pending();
+        Poll::Ready(Ok(written))
+    }
+}
+
+/// One peer of a UDP socket: its packets come through the socket's reader.
+#[derive(Debug)]
+pub(super) struct Datagrams {
+    pub(super) socket: Arc<UdpSocket>,
+    pub(super) peer: SocketAddr,
+    pub(super) packets: mpsc::Receiver<Bytes>,
 }
 
 /// What a read brought.
@@ -42,33 +68,50 @@ pub(super) enum Arrived {
 }
 
 impl Wire {
+    pub(super) fn secured(stream: TlsStream<TcpStream>) -> Self {
+        Self::Tls(Box::new(Secured { stream, unflushed: false }))
+    }
+
     /// Reads what is there, at most 32 KiB. Cancel safe.
     pub(super) async fn read(&mut self, buffer: &mut BytesMut) -> io::Result<Arrived> {
+        poll_fn(|cx| self.poll_read(cx, buffer)).await
+    }
+
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut BytesMut) -> Poll<io::Result<Arrived>> {
         match self {
-            Self::Tcp(io) => read_stream(io, buffer).await,
-            Self::Tls(io) => read_stream(io.as_mut(), buffer).await,
-            Self::Serial(io) => read_stream(io, buffer).await,
-            Self::Datagram { packets, .. } => Ok(packets.recv().await.map_or(Arrived::End, Arrived::Packet)),
+            Self::Tcp(io) => poll_read_scratch(Pin::new(io), cx, buffer),
+            Self::Tls(io) => poll_read_scratch(Pin::new(&mut io.stream), cx, buffer),
+            Self::Serial(io) => poll_read_scratch(Pin::new(io.as_mut()), cx, buffer),
+            Self::Datagram(io) => io.packets.poll_recv(cx).map(|next| Ok(next.map_or(Arrived::End, Arrived::Packet))),
         }
     }
 
     /// Writes some of the bytes and takes them off the front. Cancel safe.
     pub(super) async fn write(&mut self, bytes: &mut impl Buf) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_write(cx, bytes)).await
+    }
+
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &mut impl Buf) -> Poll<io::Result<usize>> {
         match self {
-            Self::Tcp(io) => write_stream(io, bytes).await,
-            Self::Tls(io) => write_stream(io.as_mut(), bytes).await,
-            Self::Serial(io) => write_stream(io, bytes).await,
+            Self::Tcp(io) => poll_write_some(io, cx, bytes),
+            Self::Tls(io) => io.poll_write(cx, bytes),
+            Self::Serial(io) => poll_write_some(io.as_mut(), cx, bytes),
             // Datagrams are sent one by one as the session says; see `send_packet`.
-            Self::Datagram { .. } => Ok(0),
+            Self::Datagram(_) => Poll::Ready(Ok(0)),
         }
+    }
+
+    /// Whether written bytes still wait for a write, be it of nothing.
+    pub(super) fn is_unflushed(&self) -> bool {
+        matches!(self, Self::Tls(io) if io.unflushed)
     }
 
     /// Closes our side of a stream.
     pub(super) async fn shutdown(&mut self) -> io::Result<()> {
         match self {
             Self::Tcp(io) => io.shutdown().await,
-            Self::Tls(io) => io.shutdown().await,
-            Self::Serial(_) | Self::Datagram { .. } => Err(ErrorKind::Unsupported.into()),
+            Self::Tls(io) => io.stream.shutdown().await,
+            Self::Serial(_) | Self::Datagram(_) => Err(ErrorKind::Unsupported.into()),
         }
     }
 
@@ -76,8 +119,8 @@ impl Wire {
     pub(super) fn park(self, unread: &mut BytesMut) -> io::Result<Parked> {
         match self {
             Self::Tcp(socket) => Ok(Parked::Plain(socket.into_std()?)),
-            Self::Tls(stream) => {
-                let (socket, mut tls) = stream.into_inner();
+            Self::Tls(io) => {
+                let (socket, mut tls) = io.stream.into_inner();
                 let mut decrypted = Vec::new();
                 match tls.reader().read_to_end(&mut decrypted) {
                     // No more for now, or no more at all: the stream thread finds that out anew.
@@ -88,14 +131,14 @@ impl Wire {
                 unread.extend_from_slice(&decrypted);
                 Ok(Parked::Tls(socket.into_std()?, Box::new(tls.into())))
             }
-            Self::Serial(_) | Self::Datagram { .. } => Err(ErrorKind::Unsupported.into()),
+            Self::Serial(_) | Self::Datagram(_) => Err(ErrorKind::Unsupported.into()),
         }
     }
 
     /// Sends one packet. A full socket buffer loses it, as UDP may; protocols that care send again.
     pub(super) fn send_packet(&self, packet: &[u8]) -> io::Result<()> {
         match self {
-            Self::Datagram { socket, peer, .. } => match socket.try_send_to(packet, *peer) {
+            Self::Datagram(io) => match io.socket.try_send_to(packet, io.peer) {
                 Ok(_) => Ok(()),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(()),
                 Err(e) => Err(e),
@@ -108,19 +151,15 @@ impl Wire {
     pub(super) fn local_ip(&self) -> Option<IpAddr> {
         let local = match self {
             Self::Tcp(socket) => socket.local_addr(),
-            Self::Tls(stream) => stream.get_ref().0.local_addr(),
-            Self::Serial(_) | Self::Datagram { .. } => return None,
+            Self::Tls(io) => io.stream.get_ref().0.local_addr(),
+            Self::Serial(_) | Self::Datagram(_) => return None,
         };
         local.ok().map(|address| address.ip())
     }
 
     pub(super) const fn is_datagram(&self) -> bool {
-        matches!(self, Self::Datagram { .. })
+        matches!(self, Self::Datagram(_))
     }
-}
-
-async fn read_stream(io: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut) -> io::Result<Arrived> {
-    std::future::poll_fn(|cx| poll_read_scratch(Pin::new(&mut *io), cx, buffer)).await
 }
 
 fn poll_read_scratch(
@@ -143,13 +182,15 @@ fn poll_read_scratch(
     })
 }
 
-async fn write_stream(io: &mut (impl AsyncWrite + Unpin), bytes: &mut impl Buf) -> io::Result<usize> {
-    let written = std::future::poll_fn(|cx| Pin::new(&mut *io).poll_write(cx, bytes.chunk())).await?;
+fn poll_write_some(
+    io: &mut (impl AsyncWrite + Unpin),
+    cx: &mut Context<'_>,
+    bytes: &mut impl Buf,
+) -> Poll<io::Result<usize>> {
+    let written = ready!(Pin::new(io).poll_write(cx, bytes.chunk()))?;
     if written == 0 {
-        return Err(ErrorKind::WriteZero.into());
+        return Poll::Ready(Err(ErrorKind::WriteZero.into()));
     }
     bytes.advance(written);
-    // TLS keeps written bytes in a buffer of its own until it is flushed.
-    std::future::poll_fn(|cx| Pin::new(&mut *io).poll_flush(cx)).await?;
-    Ok(written)
+    Poll::Ready(Ok(written))
 }

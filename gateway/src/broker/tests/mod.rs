@@ -9,6 +9,7 @@ mod sessions;
 mod wills;
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -199,7 +200,8 @@ impl Client {
                 kept.wait_for(|kept| kept.settled(change) == Some(true)).await.expect("durable");
                 self.input(Input::Settled { ticket, outcome: Ok(()) });
             } else {
-                let event = self.attachment.as_mut()?.next().await;
+                let attachment = self.attachment.as_mut()?;
+                let event = poll_fn(|cx| attachment.poll_next(cx)).await;
                 self.input(Input::Exchange(event));
             }
             self.carry_out().await;
