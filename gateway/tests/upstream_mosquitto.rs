@@ -18,7 +18,7 @@ use gateway::receive::{self, Consumer, Content, Delivered};
 use gateway::threads::Tasks;
 use gateway::upstream::destination::mqtt::Link;
 use gateway::upstream::destination::place::Place;
-use gateway::upstream::destination::{Event, Settings, Version};
+use gateway::upstream::destination::{Event, Publication, Settings, Version};
 use gateway::upstream::{Known, Parts, Status, Things, Upstream};
 use gateway::{clock, config};
 
@@ -131,6 +131,10 @@ impl Things for OneMeter {
 
     fn known(&self) -> Vec<Known> {
         Vec::new()
+    }
+
+    fn find(&self, _id: &str) -> Option<Known> {
+        None
     }
 
     fn model(&self, thing: &str) -> Arc<str> {
@@ -356,13 +360,13 @@ async fn commands_go_down_and_their_replies_come_up() {
     assert_eq!(platform.states.first().and_then(|state| state.get("online")), Some(&true.into()));
 
     let down = "sg/v1/box-1/down/meter-1".to_owned();
-    platform.link.publish(down.clone(), r#"{"id": "c1", "write": {"on": true}}"#, false).unwrap();
+    platform.link.publish(Publication::new(down.clone(), br#"{"id": "c1", "write": {"on": true}}"#.to_vec())).unwrap();
     let outcome = platform.until("the reply", |delivered| reply(delivered, "c1")).await;
     assert_eq!(outcome, Ok(Value::Text("done".to_owned())));
     let orders = site.meter.orders.lock().unwrap().clone();
     assert_eq!(orders, [("meter-1".to_owned(), Order::Write(vec![("on".to_owned(), Value::Bool(true))]))]);
 
-    platform.link.publish(down, r#"{"id": "c2", "raed": []}"#, false).unwrap();
+    platform.link.publish(Publication::new(down, br#"{"id": "c2", "raed": []}"#.to_vec())).unwrap();
     let outcome = platform.until("the refusal", |delivered| reply(delivered, "c2")).await;
     assert!(matches!(&outcome, Err(Failure::Refused(reason)) if reason.contains("unknown field")), "{outcome:?}");
     site.stop().await;

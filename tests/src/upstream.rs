@@ -1,6 +1,6 @@
 //! A real broker as the upstream, and our reference consumer behind it.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -86,8 +86,23 @@ impl Receiver {
         Self::of(command)
     }
 
+    /// A Sparkplug host application made of `pysparkplug`.
+    pub fn sparkplug(port: u16, group: &str) -> Self {
+        let folder = root().join("tests/interop");
+        let python = python("sparkplug", &folder.join("sparkplug.txt"));
+        let mut command = Command::new(python);
+        command.arg(folder.join("sparkplug.py")).args(["--port", &port.to_string(), "--group", group]);
+        Self::of(command)
+    }
+
+    /// One JSON line to its standard input.
+    pub fn tell(&mut self, order: &Value) {
+        let stdin = self.child.inner.stdin.as_mut().expect("piped");
+        writeln!(stdin, "{order}").expect("it listens");
+    }
+
     fn of(mut command: Command) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = Child::start(&mut command);
         let stdout = child.inner.stdout.take().expect("piped");
         let stderr = child.inner.stderr.take().expect("piped");

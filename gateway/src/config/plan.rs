@@ -10,7 +10,7 @@ use protocols::Wire;
 
 use super::load::Loaded;
 use super::problem::{Places, Problem, Problems};
-use super::{Adapter, Config, Dialect, MqttVersion, Upstream, rules};
+use super::{Adapter, Config, Dialect, MqttVersion, Sparkplug, Upstream, rules};
 use crate::credentials;
 use crate::devices::Declared;
 use crate::edge::Scope;
@@ -375,6 +375,13 @@ impl Check<'_> {
             self.problem(
                 format!("{key}.dialect"),
                 "this dialect is one of MQTT topics; here there are `native` and `json`",
+            );
+        }
+        let Sparkplug { group, node, primary_host } = &upstream.sparkplug;
+        if group.is_empty() || [group, node, primary_host].iter().any(|id| id.contains(['/', '+', '#'])) {
+            self.problem(
+                format!("{key}.sparkplug"),
+                "ids are topic levels: without `/`, `+`, `#`, and a group has one",
             );
         }
         if !place.scheme.is_mqtt() && upstream.mqtt_version != MqttVersion::default() {

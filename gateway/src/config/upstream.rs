@@ -51,6 +51,9 @@ pub struct Upstream {
     pub drain_messages_per_second: u64,
     #[serde(default)]
     pub drain_kib_per_second: u64,
+    /// Of the dialect `sparkplug`.
+    #[serde(default)]
+    pub sparkplug: Sparkplug,
     /// What this destination wants; without it everything.
     #[serde(default)]
     pub filter: Filter,
@@ -113,6 +116,27 @@ pub enum Dialect {
     Jetlinks,
     /// Home Assistant's MQTT discovery.
     Homeassistant,
+    /// thin-edge.io's local topics.
+    ThinEdge,
+    /// Sparkplug B 3.0.
+    Sparkplug,
+}
+
+/// What the dialect `sparkplug` has to know.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sparkplug {
+    pub group: String,
+    /// The edge node's id; empty: the gateway's.
+    pub node: String,
+    /// The host that is waited for before anything is sent; empty: none is.
+    pub primary_host: String,
+}
+
+impl Default for Sparkplug {
+    fn default() -> Self {
+        Self { group: "sluicegate".to_owned(), node: String::new(), primary_host: String::new() }
+    }
 }
 
 /// What becomes of a native batch's body; `docs/native.md`.

@@ -116,7 +116,7 @@ impl Platform {
                     return;
                 }
                 Event::Down { .. } => return,
-                Event::Confirmed(_) | Event::Refused { .. } => Ok(()),
+                Event::Confirmed(_) | Event::Sent | Event::Refused { .. } => Ok(()),
             };
             if done.is_err() {
                 return;

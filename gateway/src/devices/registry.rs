@@ -83,6 +83,11 @@ impl Thing {
         self.state().online
     }
 
+    /// Its newest values by name.
+    pub fn latest(&self) -> BTreeMap<Arc<str>, Latest> {
+        self.state().latest.clone()
+    }
+
     /// Commands go this way from now on; true when the thing had another way (or none) before.
     pub fn set_route(&self, route: &Route) -> bool {
         let mut state = self.state();

@@ -226,7 +226,7 @@ impl Receiver {
                 Event::NotSubscribed(reason) => return Err(ReceiveError::NotSubscribed(reason)),
                 Event::Down { reason, .. } => return Ok(End::Lost(reason)),
                 Event::Subscribed => info!(url = self.options.url, "subscribed"),
-                Event::Confirmed(_) | Event::Refused { .. } => {}
+                Event::Confirmed(_) | Event::Sent | Event::Refused { .. } => {}
             }
         }
     }

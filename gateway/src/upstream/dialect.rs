@@ -1,10 +1,12 @@
 //! How a platform wants it said: the seam between the messages and the topics and payloads they become, and the table of
 //! all dialects. A new dialect is one file beside this one and one row here.
 //!
-//! A dialect is pure: no clock, no state, no connection. What it cannot say it names in [`Said::left_out`]; nothing is
-//! left out in silence.
+//! A dialect is pure: no clock, no connection, no files. What it has to remember of a connection it is told of: when one
+//! [begins](Dialect::begin), and when a publication [departs](Dialect::depart). What it cannot say it names in
+//! [`Said::left_out`]; nothing is left out in silence.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use device_models::wire::{Catalog, Clock, Compression, Hole, WireError};
 use device_models::{Class, Message};
@@ -15,6 +17,9 @@ use super::homeassistant::HomeAssistant;
 use super::jetlinks::JetLinks;
 use super::json::Json;
 use super::native::Native;
+use super::queue::Cut;
+use super::sparkplug::Sparkplug;
+use super::thinedge::ThinEdge;
 use super::things::Known;
 use super::thingsboard::ThingsBoard;
 use crate::config;
@@ -54,21 +59,45 @@ pub(super) struct Said {
     pub left_out: Vec<(&'static str, u64)>,
 }
 
-/// The retained topic that tells whether the gateway is there; the broker says `offline` when the connection breaks.
+/// How it is told whether the gateway is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Station {
-    pub topic: String,
-    pub online: String,
-    pub offline: String,
+    /// Said first on a connection.
+    pub online: Option<Publication>,
+    /// Said by the broker when the connection breaks.
+    pub offline: Publication,
     /// What is said at an orderly end.
-    pub stopped: String,
+    pub stopped: Publication,
 }
 
 /// What is known of this run when a [`Station`] is made.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Run {
+    pub now_us: i64,
     pub since_us: i64,
     pub epoch: u64,
+}
+
+/// A connection that is about to be asked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Beginning {
+    /// How many there were before, over all restarts; 0 unless the dialect [counts](Dialect::counts) them.
+    pub session: u64,
+}
+
+/// What messages have to wait for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wait {
+    pub what: String,
+    /// Longer, and the connection is given up; `None`: for ever.
+    pub most: Option<Duration>,
+}
+
+/// What has to be said before a cut's messages, and after them.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Around {
+    pub before: Vec<Publication>,
+    pub after: Vec<Publication>,
 }
 
 /// What arrived from the platform.
@@ -77,9 +106,13 @@ pub(super) enum Heard {
     Command {
         thing: String,
         command: Result<Command, Malformed>,
+        /// Said at once: that it is under way.
+        receipt: Option<Box<Publication>>,
     },
     /// The platform has started anew: every thing is to be introduced again.
     Introduce,
+    /// This connection has to end, in order; the reason.
+    Leave(String),
     /// Not for us: an echo, or a notice that asks for nothing.
     Nothing,
     /// Nobody can tell what is wanted.
@@ -105,6 +138,32 @@ pub(super) trait Dialect: Send + Sync + std::fmt::Debug {
         false
     }
 
+    /// Whether its messages go [at most once](Publication::at_most_once).
+    fn at_most_once(&self) -> bool {
+        false
+    }
+
+    /// Whether connections are counted, over restarts too.
+    fn counts(&self) -> bool {
+        false
+    }
+
+    /// A connection is about to be asked for: nothing of the last one counts any more.
+    fn begin(&mut self, beginning: Beginning) -> Result<(), String> {
+        let _ = beginning;
+        Ok(())
+    }
+
+    /// The last look at a publication, in the order of the wire. One that is held back here does not exist.
+    fn depart(&mut self, publication: &mut Publication) {
+        let _ = publication;
+    }
+
+    /// What messages have to wait for now.
+    fn waits(&self) -> Option<Wait> {
+        None
+    }
+
     /// The media type of its payloads, for destinations that name it.
     fn content_type(&self) -> &'static str {
         "application/json"
@@ -126,27 +185,59 @@ pub(super) trait Dialect: Send + Sync + std::fmt::Debug {
         false
     }
 
-    /// The publishes that introduce a thing.
-    fn introduce(&self, scope: Scope<'_>, thing: &Known) -> Said {
-        let _ = (scope, thing);
+    /// What goes before the first introduction, each time they begin anew.
+    fn open(&mut self, scope: Scope<'_>, now_us: i64) -> Said {
+        let _ = (scope, now_us);
         Said::default()
+    }
+
+    /// The publishes that introduce a thing.
+    fn introduce(&mut self, scope: Scope<'_>, now_us: i64, thing: &Known) -> Said {
+        let _ = (scope, now_us, thing);
+        Said::default()
+    }
+
+    /// What has to go around all that becomes of a cut, which [`encode`](Self::encode) may get in parts. `find` gives a
+    /// thing as it is now.
+    fn around(&mut self, _scope: Scope<'_>, _now_us: i64, _cut: &Cut, _find: &dyn Fn(&str) -> Option<Known>) -> Around {
+        Around::default()
     }
 
     /// The publishes that carry the parcel.
     fn encode(&self, parcel: &Parcel<'_>) -> Result<Said, WireError>;
 
     /// `stamp`: a number not given before on this gateway, for commands without an id of their own.
-    fn hear(&self, scope: Scope<'_>, topic: &str, payload: &[u8], stamp: i64) -> Heard;
+    fn hear(&mut self, scope: Scope<'_>, topic: &str, payload: &[u8], stamp: i64) -> Heard;
 }
 
 /// Every dialect by its word in the configuration.
-pub(super) fn dialect(word: config::Dialect) -> &'static dyn Dialect {
-    match word {
-        config::Dialect::Native => &Native,
-        config::Dialect::Json => &Json,
-        config::Dialect::Thingsboard => &ThingsBoard,
-        config::Dialect::Jetlinks => &JetLinks,
-        config::Dialect::Homeassistant => &HomeAssistant,
+pub(super) fn dialect(config: &config::Upstream) -> Box<dyn Dialect> {
+    match config.dialect {
+        config::Dialect::Native => Box::new(Native),
+        config::Dialect::Json => Box::new(Json),
+        config::Dialect::Thingsboard => Box::new(ThingsBoard),
+        config::Dialect::Jetlinks => Box::new(JetLinks),
+        config::Dialect::Homeassistant => Box::new(HomeAssistant),
+        config::Dialect::ThinEdge => Box::new(ThinEdge),
+        config::Dialect::Sparkplug => Box::new(Sparkplug::new(&config.sparkplug)),
+    }
+}
+
+// === impl Station ===
+
+impl Station {
+    /// One retained topic that says one or the other.
+    pub(super) fn retained(topic: &str, online: String, offline: String, stopped: String) -> Self {
+        let said = |payload: String| Publication::new(topic.to_owned(), payload.into_bytes()).retained();
+        Self { online: Some(said(online)), offline: said(offline), stopped: said(stopped) }
+    }
+}
+
+// === impl Heard ===
+
+impl Heard {
+    pub(super) const fn command(thing: String, command: Result<Command, Malformed>) -> Self {
+        Self::Command { thing, command, receipt: None }
     }
 }
 

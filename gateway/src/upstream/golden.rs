@@ -6,6 +6,7 @@
     reason = "tests read and, on demand, write the documentation"
 )]
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -34,7 +35,7 @@ pub(super) fn relay() -> Known {
 
 fn known(id: &str, model: &str, json: &str) -> Known {
     let model = Model::parse(&format!("{model}.tm.json"), json).expect("a shipped model");
-    Known { id: Arc::from(id), model: Arc::new(model), online: true }
+    Known { id: Arc::from(id), model: Arc::new(model), online: true, latest: BTreeMap::new() }
 }
 
 pub(super) fn message(body: Body) -> Message {
@@ -101,14 +102,14 @@ pub(super) fn lines(publications: &[Publication]) -> Vec<(String, String)> {
     publications.iter().map(line).collect()
 }
 
-pub(super) fn hear(dialect: &dyn Dialect, topic: &str, payload: &str) -> Heard {
+pub(super) fn hear(dialect: &mut dyn Dialect, topic: &str, payload: &str) -> Heard {
     dialect.hear(SCOPE, topic, payload.as_bytes(), 7)
 }
 
 /// The order in what was heard, with its thing.
-pub(super) fn order(dialect: &dyn Dialect, topic: &str, payload: &str) -> (String, Command) {
+pub(super) fn order(dialect: &mut dyn Dialect, topic: &str, payload: &str) -> (String, Command) {
     match hear(dialect, topic, payload) {
-        Heard::Command { thing, command: Ok(command) } => (thing, command),
+        Heard::Command { thing, command: Ok(command), .. } => (thing, command),
         other => panic!("{topic} {payload}: {other:?}"),
     }
 }

@@ -47,12 +47,8 @@ impl Dialect for HomeAssistant {
     }
 
     fn station(&self, scope: Scope<'_>, _run: Run) -> Option<Station> {
-        Some(Station {
-            topic: gateway_availability(scope),
-            online: "online".to_owned(),
-            offline: "offline".to_owned(),
-            stopped: "offline".to_owned(),
-        })
+        let word = str::to_owned;
+        Some(Station::retained(&gateway_availability(scope), word("online"), word("offline"), word("offline")))
     }
 
     fn filters(&self, scope: Scope<'_>) -> Vec<String> {
@@ -64,7 +60,7 @@ impl Dialect for HomeAssistant {
         true
     }
 
-    fn introduce(&self, scope: Scope<'_>, thing: &Known) -> Said {
+    fn introduce(&mut self, scope: Scope<'_>, _now_us: i64, thing: &Known) -> Said {
         let mut said = entities::discovery(scope, thing);
         said.publications.push(availability(scope, &thing.id, thing.online));
         said
@@ -94,7 +90,7 @@ impl Dialect for HomeAssistant {
         Ok(said)
     }
 
-    fn hear(&self, scope: Scope<'_>, topic: &str, payload: &[u8], stamp: i64) -> Heard {
+    fn hear(&mut self, scope: Scope<'_>, topic: &str, payload: &[u8], stamp: i64) -> Heard {
         if topic == STATUS {
             return if payload == b"online" { Heard::Introduce } else { Heard::Nothing };
         }
@@ -118,7 +114,7 @@ impl Dialect for HomeAssistant {
             Ok(order) => Ok(Command { id, order, patience: PATIENCE }),
             Err(reason) => Err(Malformed { id, reason }),
         };
-        Heard::Command { thing, command }
+        Heard::command(thing, command)
     }
 }
 
@@ -211,7 +207,7 @@ mod tests {
     /// Required and used keys as the pages of the platforms name them.
     #[test]
     fn every_property_is_an_entity_of_its_kind() {
-        let said = HomeAssistant.introduce(SCOPE, &golden::meter());
+        let said = HomeAssistant.introduce(SCOPE, 0, &golden::meter());
         let energy = config(&said, "homeassistant/sensor/box-1_meter-1/energy");
         assert_eq!(energy["unit_of_measurement"], "kWh");
         assert_eq!((&energy["device_class"], &energy["state_class"]), (&json!("energy"), &json!("total_increasing")));
@@ -226,7 +222,8 @@ mod tests {
         let last = lines(&said.publications).pop();
         let availability = ("sg/v1/box-1/ha/meter-1/availability (retained)".to_owned(), "online".to_owned());
         assert_eq!(last, Some(availability));
-        let switch = config(&HomeAssistant.introduce(SCOPE, &golden::relay()), "homeassistant/switch/box-1_relay-1/on");
+        let switch =
+            config(&HomeAssistant.introduce(SCOPE, 0, &golden::relay()), "homeassistant/switch/box-1_relay-1/on");
         assert_eq!(switch["command_topic"], "sg/v1/box-1/ha/relay-1/set/on");
         assert_eq!((&switch["payload_on"], &switch["payload_off"]), (&json!("true"), &json!("false")));
     }
@@ -264,22 +261,22 @@ mod tests {
     #[test]
     fn settings_and_buttons_become_orders_and_a_birth_asks_for_introductions() {
         let way = |way: &str| format!("sg/v1/box-1/ha/relay-1/{way}");
-        let (thing, command) = order(&HomeAssistant, &way("set/on"), "true");
+        let (thing, command) = order(&mut HomeAssistant, &way("set/on"), "true");
         assert_eq!((thing.as_str(), command.id.as_str()), ("relay-1", "platform:set:7"));
         assert_eq!(command.order, Order::Write(vec![("on".to_owned(), Value::Bool(true))]));
-        let (_, command) = order(&HomeAssistant, &way("set-text/label"), "12");
+        let (_, command) = order(&mut HomeAssistant, &way("set-text/label"), "12");
         assert_eq!(command.order, Order::Write(vec![("label".to_owned(), Value::Text("12".to_owned()))]));
-        let (_, command) = order(&HomeAssistant, &way("invoke/toggle"), "PRESS");
+        let (_, command) = order(&mut HomeAssistant, &way("invoke/toggle"), "PRESS");
         assert_eq!(command.order, Order::Invoke { action: "toggle".to_owned(), input: Value::Null });
-        assert_eq!(hear(&HomeAssistant, STATUS, "online"), Heard::Introduce);
-        assert_eq!(hear(&HomeAssistant, STATUS, "offline"), Heard::Nothing);
-        let heard = hear(&HomeAssistant, &way("set/on"), "maybe");
+        assert_eq!(hear(&mut HomeAssistant, STATUS, "online"), Heard::Introduce);
+        assert_eq!(hear(&mut HomeAssistant, STATUS, "offline"), Heard::Nothing);
+        let heard = hear(&mut HomeAssistant, &way("set/on"), "maybe");
         assert!(matches!(heard, Heard::Command { command: Err(_), .. }), "{heard:?}");
     }
 
     #[test]
     fn homeassistant_is_documented() {
-        let mut all = HomeAssistant.introduce(SCOPE, &golden::relay()).publications;
+        let mut all = HomeAssistant.introduce(SCOPE, 0, &golden::relay()).publications;
         all.extend(said(&HomeAssistant, Class::Live, false, vec![report()], &[]).publications);
         all.extend(said(&HomeAssistant, Class::Event, false, vec![event()], &[]).publications);
         let control = vec![reply("platform:set:7", Ok(Value::Null)), presence(false), gap()];

@@ -16,6 +16,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Default)]
 pub(super) struct Introductions {
+    begun: bool,
     rev: u32,
     looked: Option<Instant>,
     /// Id to model, of everything introduced on this connection or waiting for it.
@@ -29,6 +30,11 @@ impl Introductions {
     /// A new connection, or the platform began anew.
     pub(super) fn reset(&mut self) {
         *self = Self::default();
+    }
+
+    /// Whether they begin now: once after each [`reset`](Self::reset).
+    pub(super) const fn begin(&mut self) -> bool {
+        !std::mem::replace(&mut self.begun, true)
     }
 
     /// Takes in what is new in the list of things.

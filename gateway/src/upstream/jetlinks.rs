@@ -43,7 +43,7 @@ impl Dialect for JetLinks {
         true
     }
 
-    fn introduce(&self, _scope: Scope<'_>, thing: &Known) -> Said {
+    fn introduce(&mut self, _scope: Scope<'_>, _now_us: i64, thing: &Known) -> Said {
         if !thing.online {
             return Said::default();
         }
@@ -66,7 +66,7 @@ impl Dialect for JetLinks {
         Ok(said.into_iter().map(|(_, publication)| publication).collect::<Vec<_>>().into())
     }
 
-    fn hear(&self, scope: Scope<'_>, topic: &str, payload: &[u8], _stamp: i64) -> Heard {
+    fn hear(&mut self, scope: Scope<'_>, topic: &str, payload: &[u8], _stamp: i64) -> Heard {
         let mut levels = topic.splitn(4, '/').skip(2);
         let (Some(thing), Some(way)) = (levels.next().and_then(unlevel), levels.next()) else {
             return Heard::Nothing;
@@ -93,7 +93,7 @@ impl Dialect for JetLinks {
             Ok(order) => Ok(Command { id, order, patience: PATIENCE }),
             Err(reason) => Err(Malformed { id, reason: reason.to_owned() }),
         };
-        Heard::Command { thing, command }
+        Heard::command(thing, command)
     }
 }
 
@@ -319,26 +319,26 @@ mod tests {
     #[test]
     fn what_the_platform_sends_becomes_orders() {
         let topic = |way: &str| format!("/gb-camera/gb%2f34%2f1/{way}");
-        let (thing, command) = order(&JetLinks, &topic(WRITE), r#"{"messageId":"m-1","properties":{"on":true}}"#);
+        let (thing, command) = order(&mut JetLinks, &topic(WRITE), r#"{"messageId":"m-1","properties":{"on":true}}"#);
         assert_eq!((thing.as_str(), command.id.as_str()), ("gb/34/1", "platform:write:m-1"));
         assert_eq!(command.order, Order::Write(vec![("on".to_owned(), Value::Bool(true))]));
-        let (_, command) = order(&JetLinks, &topic(READ), r#"{"messageId":"m-2","properties":["on"]}"#);
+        let (_, command) = order(&mut JetLinks, &topic(READ), r#"{"messageId":"m-2","properties":["on"]}"#);
         assert_eq!(command.order, Order::Read(vec!["on".to_owned()]));
         let input = Value::Object([("ms".to_owned(), Value::Int(5))].into());
         for inputs in [r#"[{"name":"ms","value":5}]"#, r#"{"ms":5}"#] {
             let body = format!(r#"{{"messageId":"m-3","functionId":"pulse","inputs":{inputs}}}"#);
-            let (_, command) = order(&JetLinks, &topic(INVOKE), &body);
+            let (_, command) = order(&mut JetLinks, &topic(INVOKE), &body);
             assert_eq!(command.order, Order::Invoke { action: "pulse".to_owned(), input: input.clone() });
         }
         for (payload, answered) in [("noise", false), ("{}", false), (r#"{"messageId":"m"}"#, true)] {
-            let heard = hear(&JetLinks, &topic(WRITE), payload);
+            let heard = hear(&mut JetLinks, &topic(WRITE), payload);
             assert_eq!(matches!(heard, Heard::Command { command: Err(_), .. }), answered, "{payload}");
         }
     }
 
     #[test]
     fn jetlinks_is_documented() {
-        let mut all = JetLinks.introduce(SCOPE, &golden::meter()).publications;
+        let mut all = JetLinks.introduce(SCOPE, 0, &golden::meter()).publications;
         all.extend(said(&JetLinks, Class::Live, true, vec![report()], &[]).publications);
         all.extend(said(&JetLinks, Class::Event, false, vec![event()], &[]).publications);
         let control = vec![

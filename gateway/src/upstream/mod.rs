@@ -9,7 +9,7 @@
 //! | `lane.rs`, `pace.rs` | live first: what comes now beside what waited, and how fast the latter goes |
 //! | `filter.rs` | what a destination wants |
 //! | `quarantine.rs` | what a destination will never take, set aside |
-//! | `dialect.rs` | the table of dialects, one file each: `native.rs`, `json.rs` (`own.rs`: the topics they share), `thingsboard.rs`, `jetlinks.rs`, `homeassistant.rs` (`entities.rs`: its discovery) |
+//! | `dialect.rs` | the table of dialects, one file each: `native.rs`, `json.rs` (`own.rs`: the topics they share), `thingsboard.rs`, `jetlinks.rs`, `homeassistant.rs` (`entities.rs`: its discovery), `thinedge.rs`, `sparkplug/` |
 //! | `introductions.rs` | which things a platform is to be told of yet |
 //! | `down.rs`, `things.rs` | commands from upstream, and the seam to the things |
 //!
@@ -37,7 +37,9 @@ mod pace;
 mod quarantine;
 mod queue;
 mod sender;
+mod sparkplug;
 mod status;
+mod thinedge;
 mod things;
 mod thingsboard;
 mod window;

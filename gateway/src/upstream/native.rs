@@ -33,7 +33,7 @@ impl Dialect for Native {
         own::filters(scope)
     }
 
-    fn hear(&self, scope: Scope<'_>, topic: &str, payload: &[u8], _stamp: i64) -> Heard {
+    fn hear(&mut self, scope: Scope<'_>, topic: &str, payload: &[u8], _stamp: i64) -> Heard {
         own::hear(scope, topic, payload)
     }
 

@@ -14,12 +14,9 @@ pub(super) fn station(scope: Scope<'_>, run: Run) -> Station {
         "epoch": format!("{:016x}", run.epoch),
         "version": env!("CARGO_PKG_VERSION"),
     });
-    Station {
-        topic: format!("sg/v1/{}/state", scope.gateway),
-        online: online.to_string(),
-        offline: json!({ "online": false, "reason": "connection lost" }).to_string(),
-        stopped: json!({ "online": false, "reason": "stopped" }).to_string(),
-    }
+    let gone = |reason: &str| json!({ "online": false, "reason": reason }).to_string();
+    let topic = format!("sg/v1/{}/state", scope.gateway);
+    Station::retained(&topic, online.to_string(), gone("connection lost"), gone("stopped"))
 }
 
 pub(super) fn filters(scope: Scope<'_>) -> Vec<String> {
@@ -28,7 +25,7 @@ pub(super) fn filters(scope: Scope<'_>) -> Vec<String> {
 
 pub(super) fn hear(scope: Scope<'_>, topic: &str, payload: &[u8]) -> Heard {
     match topic.strip_prefix(&format!("sg/v1/{}/down/", scope.gateway)) {
-        Some(thing) => Heard::Command { thing: thing.to_owned(), command: down::parse(payload) },
+        Some(thing) => Heard::command(thing.to_owned(), down::parse(payload)),
         None => Heard::Nothing,
     }
 }

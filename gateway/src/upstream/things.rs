@@ -1,5 +1,6 @@
 //! What the way upstream needs of the things on this box: their names, and that an order finds its way.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use device_models::model::{Kind, Model};
 use device_models::wire::{Catalog, PropertyName};
 use device_models::{Order, Outcome};
 
-use crate::devices::{CatalogThing, Devices};
+use crate::devices::{CatalogThing, Devices, Latest};
 
 /// A thing as it is introduced to a platform.
 #[derive(Debug, Clone)]
@@ -17,6 +18,8 @@ pub struct Known {
     pub id: Arc<str>,
     pub model: Arc<Model>,
     pub online: bool,
+    /// Its newest values by name; only of one that was asked for by its id.
+    pub latest: BTreeMap<Arc<str>, Latest>,
 }
 
 /// The seam to the registry of things. Its replies to orders go onto the bus by themselves.
@@ -29,6 +32,9 @@ pub trait Things: Send + Sync {
 
     /// Every thing, with the same numbering as [`catalog`](Self::catalog).
     fn known(&self) -> Vec<Known>;
+
+    /// One thing as it is now.
+    fn find(&self, id: &str) -> Option<Known>;
 
     /// The model of a thing, empty if there is no such thing.
     fn model(&self, thing: &str) -> Arc<str>;
@@ -62,8 +68,15 @@ impl Things for Devices {
             id: Arc::clone(&thing.id),
             model: Arc::clone(&thing.model),
             online: online(&thing.id),
+            latest: BTreeMap::new(),
         };
         list.things.iter().map(known).collect()
+    }
+
+    fn find(&self, id: &str) -> Option<Known> {
+        let thing = self.by_id(id)?;
+        let (id, model) = (Arc::clone(&thing.id), Arc::clone(&thing.model));
+        Some(Known { id, model, online: thing.is_online(), latest: thing.latest() })
     }
 
     fn model(&self, thing: &str) -> Arc<str> {

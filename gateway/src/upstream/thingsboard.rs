@@ -46,7 +46,7 @@ impl Dialect for ThingsBoard {
         true
     }
 
-    fn introduce(&self, _scope: Scope<'_>, thing: &Known) -> Said {
+    fn introduce(&mut self, _scope: Scope<'_>, _now_us: i64, thing: &Known) -> Said {
         if thing.online { vec![connect(&thing.id, thing.model.name())].into() } else { Said::default() }
     }
 
@@ -69,7 +69,7 @@ impl Dialect for ThingsBoard {
         Ok(said)
     }
 
-    fn hear(&self, scope: Scope<'_>, topic: &str, payload: &[u8], stamp: i64) -> Heard {
+    fn hear(&mut self, scope: Scope<'_>, topic: &str, payload: &[u8], stamp: i64) -> Heard {
         if payload.len() > COMMAND_BYTES_MAX {
             return Heard::Unreadable(format!("a command has at most {COMMAND_BYTES_MAX} bytes"));
         }
@@ -228,7 +228,7 @@ fn called(scope: Scope<'_>, device: &str, data: &Json) -> Heard {
         Ok(order) => Ok(Command { id, order, patience: PATIENCE }),
         Err(reason) => Err(Malformed { id, reason: reason.to_owned() }),
     };
-    Heard::Command { thing: device.to_owned(), command }
+    Heard::command(device.to_owned(), command)
 }
 
 /// Shared attributes are the platform's wishes for a device: they are written to the properties of their names.
@@ -238,7 +238,7 @@ fn shared(scope: Scope<'_>, device: &str, data: &Map<String, Json>, stamp: i64) 
     }
     let id = scope.command_id(&format!("attributes:{stamp}"));
     let command = Command { id, order: write(data.clone()), patience: PATIENCE };
-    Heard::Command { thing: device.to_owned(), command: Ok(command) }
+    Heard::command(device.to_owned(), Ok(command))
 }
 
 fn write(values: Map<String, Json>) -> Order {
@@ -319,7 +319,7 @@ mod tests {
     fn calls_and_shared_attributes_become_orders() {
         let call = |method: &str, params: &str| {
             let data = format!(r#"{{"id":7,"method":"{method}","params":{params}}}"#);
-            order(&ThingsBoard, RPC, &format!(r#"{{"device":"meter-1","data":{data}}}"#))
+            order(&mut ThingsBoard, RPC, &format!(r#"{{"device":"meter-1","data":{data}}}"#))
         };
         let (thing, command) = call("write", r#"{"on":true}"#);
         assert_eq!((thing.as_str(), command.id.as_str()), ("meter-1", "platform:rpc:7"));
@@ -327,7 +327,7 @@ mod tests {
         assert_eq!(call("read", r#"["power"]"#).1.order, Order::Read(vec!["power".to_owned()]));
         assert_eq!(call("read", r#""power""#).1.order, Order::Read(vec!["power".to_owned()]));
         assert_eq!(call("reset", "null").1.order, Order::Invoke { action: "reset".to_owned(), input: Value::Null });
-        let (_, command) = order(&ThingsBoard, ATTRIBUTES, r#"{"device":"meter-1","data":{"limit":5}}"#);
+        let (_, command) = order(&mut ThingsBoard, ATTRIBUTES, r#"{"device":"meter-1","data":{"limit":5}}"#);
         assert_eq!(command.id, "platform:attributes:7");
         assert_eq!(command.order, Order::Write(vec![("limit".to_owned(), Value::Int(5))]));
     }
@@ -339,13 +339,13 @@ mod tests {
             (ATTRIBUTES, r#"{"meter-1":{"lastWrite":{"success":true}}}"#),
             (ATTRIBUTES, r#"{"device":"meter-1","data":{"deleted":["limit"]}}"#),
         ] {
-            assert_eq!(hear(&ThingsBoard, topic, payload), Heard::Nothing, "{payload}");
+            assert_eq!(hear(&mut ThingsBoard, topic, payload), Heard::Nothing, "{payload}");
         }
         for payload in ["noise", "7", "{}", r#"{"device":"a","data":{"method":"x"}}"#] {
-            assert!(matches!(hear(&ThingsBoard, RPC, payload), Heard::Unreadable(_)), "{payload}");
+            assert!(matches!(hear(&mut ThingsBoard, RPC, payload), Heard::Unreadable(_)), "{payload}");
         }
         let payload = r#"{"device":"meter-1","data":{"id":7,"method":"write","params":3}}"#;
-        let Heard::Command { command: Err(malformed), .. } = hear(&ThingsBoard, RPC, payload) else {
+        let Heard::Command { command: Err(malformed), .. } = hear(&mut ThingsBoard, RPC, payload) else {
             panic!("it can be answered");
         };
         assert_eq!(malformed.id, "platform:rpc:7");
@@ -353,7 +353,7 @@ mod tests {
 
     #[test]
     fn thingsboard_is_documented() {
-        let mut all = ThingsBoard.introduce(SCOPE, &golden::meter()).publications;
+        let mut all = ThingsBoard.introduce(SCOPE, 0, &golden::meter()).publications;
         all.extend(said(&ThingsBoard, Class::Live, false, vec![report()], &[]).publications);
         all.extend(said(&ThingsBoard, Class::Event, false, vec![event()], &[]).publications);
         let control = vec![reply("platform:rpc:7", Ok(Value::Bool(true))), presence(false), gap()];

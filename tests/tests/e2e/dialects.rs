@@ -232,6 +232,48 @@ fn home_assistant_discovers_a_device_and_switches_it() {
 }
 
 #[test]
+fn thin_edge_gets_measurements_and_commands_a_device() {
+    let broker = Mosquitto::start();
+    let ear = Ear::open(broker.port, &["-t", "te/#"]);
+    let gateway = start(&broker, "thin-edge");
+    let port = gateway.options.mqtt;
+    let topic = |way: &str| format!("te/device/relay-1///{way}");
+    let health = "te/device/main/service/sluicegate-gate-t/status/health";
+    assert_eq!(ear.json(health)["status"], "up");
+    assert_eq!(ear.json("te/device/main/service/sluicegate-gate-t")["@type"], "service");
+    let thing = ear.json("te/device/relay-1//");
+    assert_eq!((&thing["@type"], &thing["type"]), (&json!("child-device"), &json!("relay-switch")), "{thing}");
+    says(port, "properties/report", &report());
+    let measurement = ear.json(&topic("m/relay-switch"));
+    assert_eq!(measurement, json!({ "power": -5, "time": "2025-11-22T00:00:00.123000Z" }));
+    assert_eq!(ear.json(&topic("twin/on")), json!(false));
+
+    // As thin-edge's own agents see it: what a thing can be told is kept, a command goes through its states on one topic.
+    let offered = Ear::open(broker.port, &["-t", &topic("cmd/toggle")]);
+    assert_eq!(offered.json(&topic("cmd/toggle")), json!({}));
+    let relay = Relay::connect(&gateway);
+    let command = topic("cmd/toggle/c-1");
+    let keep = |payload: &str| {
+        let port = broker.port.to_string();
+        run_ok("mosquitto_pub", &["-p", &port, "-q", "1", "-r", "-t", &command, "-m", payload]);
+    };
+    keep(r#"{"status":"init"}"#);
+    let invoked = relay.ear.json("/relay-switch/relay-1/function/invoke");
+    ear.until(&command, |state| state["status"] == "executing");
+    let done = json!({ "messageId": invoked["messageId"], "success": true, "output": true });
+    says(port, "function/invoke/reply", &done);
+    let end = ear.until(&command, |state| state["status"] == "successful");
+    assert_eq!(end["result"], true, "{end}");
+    let written = topic("cmd/write/c-2");
+    send(broker.port, "c8y", &written, r#"{"status":"init","properties":{"power":1}}"#);
+    let end = ear.until(&written, |state| state["status"] == "failed");
+    assert!(end["reason"].as_str().is_some_and(|reason| reason.contains("read-only")), "{end}");
+    drop(relay);
+    gateway.stop();
+    ear.until(health, |state| state["status"] == "down");
+}
+
+#[test]
 fn a_platforms_backlog_is_kept_while_its_broker_is_away() {
     let mut broker = Mosquitto::start();
     let gateway = start(&broker, "thingsboard");

@@ -33,6 +33,7 @@ mod rtsp;
 mod rules;
 mod service;
 mod sound;
+mod sparkplug;
 mod store;
 mod streams;
 mod style;

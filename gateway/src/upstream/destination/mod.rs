@@ -49,8 +49,8 @@ pub struct Settings {
     pub session_expiry: Duration,
     /// Publishes unconfirmed at a time, both ways.
     pub window: u16,
-    /// Retained, sent by the broker when we vanish: topic and payload.
-    pub will: Option<(String, Vec<u8>)>,
+    /// Sent by the broker when we vanish.
+    pub will: Option<Publication>,
     /// The media type of all that is sent.
     pub content_type: &'static str,
 }
@@ -70,6 +70,9 @@ pub struct Publication {
     pub topic: String,
     pub payload: Vec<u8>,
     pub retain: bool,
+    /// Nobody confirms it (MQTT QoS 0). It counts as [confirmed](Event::Confirmed) when the destination has shown later that it is
+    /// still there; see `mqtt/flight.rs`.
+    pub at_most_once: bool,
     /// Which messages it carries; `None`: a catalog, a state, an introduction.
     pub origin: Option<Origin>,
 }
@@ -106,6 +109,8 @@ pub enum Event {
     Up { packet_max: Option<usize> },
     /// The destination has the publication with this token.
     Confirmed(u64),
+    /// A publication that nobody confirms is on its way: there is room for another.
+    Sent,
     /// The destination does not want the publication with this token, and will not want it again.
     Refused { token: u64, reason: String },
     /// Something arrived on a subscription; hand it to [`Connection::acknowledge`] when it is done with.
@@ -139,7 +144,7 @@ pub trait Connection: Send {
     /// Tells the destination that an arrival is done with. Never waits.
     fn acknowledge(&mut self, arrival: Arrival) -> Result<(), LinkError>;
 
-    /// Publications handed over and not yet confirmed.
+    /// Publications handed over and not yet confirmed; of those that nobody confirms, the ones not yet on their way.
     fn unconfirmed(&self) -> usize;
 
     /// What happens next. Cancel safe. After [`Event::Down`] it stays silent for ever.
@@ -191,7 +196,7 @@ impl std::fmt::Display for Origin {
 
 impl Publication {
     pub fn new(topic: String, payload: Vec<u8>) -> Self {
-        Self { topic, payload, retain: false, origin: None }
+        Self { topic, payload, retain: false, at_most_once: false, origin: None }
     }
 
     pub(super) fn json(topic: String, payload: &serde_json::Value) -> Self {
@@ -200,5 +205,9 @@ impl Publication {
 
     pub(super) fn retained(self) -> Self {
         Self { retain: true, ..self }
+    }
+
+    pub(super) fn at_most_once(self) -> Self {
+        Self { at_most_once: true, ..self }
     }
 }

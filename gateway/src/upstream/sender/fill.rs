@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use device_models::Class;
 use device_models::wire::Catalog;
@@ -10,7 +11,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::super::destination::{self, Connection};
-use super::super::dialect::{Parcel, Publication, Said};
+use super::super::dialect::{Around, Parcel, Publication, Said, Scope};
 use super::super::filter::FILTERED;
 use super::super::lane::Lane;
 use super::super::queue::{Cut, Now, Pushed};
@@ -27,7 +28,8 @@ impl Sender {
     pub(super) async fn fill(&mut self, link: &mut dyn Connection) -> Result<(), String> {
         loop {
             while link.unconfirmed() < self.inflight_max() {
-                let Some((publication, batch)) = self.outbox.pop_front() else { break };
+                let Some((mut publication, batch)) = self.outbox.pop_front() else { break };
+                self.dialect.depart(&mut publication);
                 if link.unconfirmed() == 0 {
                     self.progress = Instant::now();
                 }
@@ -43,6 +45,9 @@ impl Sender {
             }
             if self.introduce() {
                 continue;
+            }
+            if self.dialect.waits().is_some() {
+                return Ok(());
             }
             if let Err(error) = self.pull().await {
                 warn!(upstream = self.config.name, %error, "cannot read the bus");
@@ -127,6 +132,7 @@ impl Sender {
             return Ok(());
         }
         self.adopt_catalog(now);
+        let after = self.around(&cut, now);
         let mut first = span.0;
         let mut parts = VecDeque::from([cut]);
         while let Some(cut) = parts.pop_front() {
@@ -169,12 +175,26 @@ impl Sender {
             first = through.saturating_add(1);
             if self.is_backlog(lane) {
                 self.pace.sent(cut.messages.len() as u64, bytes);
+                if self.dialect.at_most_once() {
+                    // Nobody will say when it came: what is not written yet holds the next one back.
+                    self.pace.confirmed(now.instant, Duration::ZERO);
+                }
             }
             self.outbox.extend(publications.into_iter().map(|publication| (publication, Some(batch))));
         }
+        self.outbox.extend(after.into_iter().map(|publication| (publication, None)));
         // What became no publish at all is done as soon as everything before it is.
         self.settle(lane);
         Ok(())
+    }
+
+    /// Lets the dialect say what has to go before a cut, and hands back what has to go after it.
+    fn around(&mut self, cut: &Cut, now: Now) -> Vec<Publication> {
+        let things = &*self.things;
+        let scope = Scope { gateway: &self.gateway, upstream: &self.config.name };
+        let Around { before, after } = self.dialect.around(scope, now.us, cut, &|id| things.find(id));
+        self.outbox.extend(before.into_iter().map(|publication| (publication, None)));
+        after
     }
 
     /// Puts the next thing's introduction into the outbox, if one is to be made.
@@ -182,9 +202,18 @@ impl Sender {
         if !self.dialect.introduces() {
             return false;
         }
-        self.introductions.look(&*self.things, Instant::now());
-        let Some(thing) = self.introductions.next() else { return false };
-        let Said { publications, mut left_out } = self.dialect.introduce(self.scope(), &thing);
+        let scope = Scope { gateway: &self.gateway, upstream: &self.config.name };
+        let said = if self.introductions.begin() {
+            self.dialect.open(scope, clock::now_us())
+        } else {
+            self.introductions.look(&*self.things, Instant::now());
+            let Some(thing) = self.introductions.next() else {
+                self.outbox.append(&mut self.later);
+                return !self.outbox.is_empty();
+            };
+            self.dialect.introduce(scope, clock::now_us(), &self.things.find(&thing.id).unwrap_or(thing))
+        };
+        let Said { publications, mut left_out } = said;
         for publication in publications {
             if size(&publication) > self.packet_max {
                 left_out.push(("oversize", 1));

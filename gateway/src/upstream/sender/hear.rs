@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::super::destination::{Connection, Event};
-use super::super::dialect::Heard;
+use super::super::dialect::{Heard, Scope};
 use super::super::lane::Lane;
 use super::super::queue::RECORDS_MAX;
 use super::super::window::Done;
@@ -19,10 +19,11 @@ impl Sender {
             Event::Confirmed(token) => self.confirmed(token),
             Event::Refused { token, reason } => return self.refused(token, reason).await,
             Event::Arrived(arrival) => {
-                self.arrived(&arrival.topic, &arrival.payload);
+                let end = self.arrived(&arrival.topic, &arrival.payload);
                 if let Err(error) = link.acknowledge(arrival) {
                     return Some(End::lost(error.to_string()));
                 }
+                return end;
             }
             Event::Subscribed => debug!(upstream = self.config.name, "commands may come"),
             Event::NotSubscribed(reason) => {
@@ -34,23 +35,34 @@ impl Sender {
                 self.status.send_modify(|status| status.error = Some(error));
             }
             Event::Down { reason, rest } => return Some(End::Lost { reason, rest }),
+            // With QoS 0 that is all the progress there is.
+            Event::Sent => self.progress = Instant::now(),
             Event::Up { .. } => {}
         }
         None
     }
 
-    fn arrived(&mut self, topic: &str, payload: &[u8]) {
+    fn arrived(&mut self, topic: &str, payload: &[u8]) -> Option<End> {
         self.stamp = clock::now_us().max(self.stamp + 1);
-        match self.dialect.hear(self.scope(), topic, payload, self.stamp) {
+        let scope = Scope { gateway: &self.gateway, upstream: &self.config.name };
+        match self.dialect.hear(scope, topic, payload, self.stamp) {
             Heard::Command { thing, .. } if !self.dialect.addressed() && self.things.model(&thing).is_empty() => {}
-            Heard::Command { thing, command } => self.down.take(&thing, command),
-            Heard::Introduce => self.introductions.reset(),
+            Heard::Command { thing, command, receipt } => {
+                self.outbox.extend(receipt.map(|receipt| (*receipt, None)));
+                self.down.take(&thing, command);
+            }
+            Heard::Introduce => {
+                self.introductions.reset();
+                self.later.append(&mut self.outbox);
+            }
+            Heard::Leave(reason) => return Some(End::Left(reason)),
             Heard::Nothing => {}
             Heard::Unreadable(reason) => {
                 self.metrics.command("unreadable", Duration::ZERO);
                 warn!(upstream = self.config.name, topic, reason, "nobody can tell what is wanted");
             }
         }
+        None
     }
 
     pub(super) fn confirmed(&mut self, token: u64) {
@@ -76,7 +88,7 @@ impl Sender {
         if let Some(refused) = self.refused.get_mut(usize::from(class.number())) {
             refused.retain(|(seq, _)| *seq < done.first || *seq > done.through);
         }
-        if self.is_backlog(done.lane) {
+        if self.is_backlog(done.lane) && !self.dialect.at_most_once() {
             let now = Instant::now();
             for _ in 0..done.batches {
                 self.pace.confirmed(now, now - done.sent);

@@ -1,6 +1,7 @@
 //! The task of one destination: connect, fill the window, hear what is confirmed, and after a lost connection begin
 //! again at the cursor.
 
+mod begin;
 mod figures;
 mod fill;
 mod hear;
@@ -19,7 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::Parts;
 use super::destination::place::Place;
-use super::destination::{self, Connection, Event, LinkError, Settings, Version};
+use super::destination::{self, Connection, Event, LinkError};
 use super::dialect::{Dialect, Publication, Run, Scope, Station, dialect};
 use super::down::Down;
 use super::filter::Filter;
@@ -30,7 +31,7 @@ use super::queue::{LIVE_MAX_US, Limits, Now, Queue, RECORDS_MAX};
 use super::status::Status;
 use super::things::Things;
 use super::window::{BatchId, Window};
-use crate::bus::{Reader, Road};
+use crate::bus::{Keyed, Reader, Road};
 use crate::metrics::Metrics;
 use crate::threads::Tasks;
 use crate::tls::Trust;
@@ -57,6 +58,8 @@ const PACKET_BESIDE: usize = 32;
 /// Why a connection is over.
 enum End {
     Stopping,
+    /// The platform wants us to go, for now.
+    Left(String),
     /// `rest`: the destination asks not to be tried again before that.
     Lost {
         reason: String,
@@ -70,7 +73,11 @@ pub(super) struct Sender {
     trust: Option<Trust>,
     gateway: Arc<str>,
     epoch: u64,
-    dialect: &'static dyn Dialect,
+    dialect: Box<dyn Dialect>,
+    keyed: Keyed,
+    /// Connections before this one, where the dialect counts them; and whether this run has counted one.
+    session: u64,
+    counted: bool,
     things: Arc<dyn Things>,
     down: Down,
     tasks: Tasks,
@@ -101,6 +108,10 @@ pub(super) struct Sender {
     refused_in_row: u32,
     quarantine: PathBuf,
     introductions: Introductions,
+    /// Made before the introductions began anew: it goes after them.
+    later: VecDeque<(Publication, Option<BatchId>)>,
+    /// Since when the dialect waits for something.
+    waiting: Option<Instant>,
     /// Distinguishes commands that bring no id: the time, but never the same twice.
     stamp: i64,
     connected_us: i64,
@@ -132,10 +143,11 @@ impl Sender {
         parts: &Parts,
     ) -> (Self, watch::Receiver<Status>) {
         let now = Instant::now();
+        let spoken = dialect(&config);
         let status = Status {
             name: config.name.clone(),
             url: config.url.clone(),
-            dialect: dialect(config.dialect).word(),
+            dialect: spoken.word(),
             acked: reader.committed(),
             backlog: reader.backlog(),
             ..Status::default()
@@ -143,7 +155,6 @@ impl Sender {
         let (status, watch) = watch::channel(status);
         let Parts { gateway, bus, things, tasks, metrics, quarantine } = parts.clone();
         let filter = Arc::new(Filter::new(&config.filter));
-        let spoken = dialect(config.dialect);
         let skip_pause = if spoken.accounts() { SKIP_PAUSE } else { Duration::ZERO };
         let live_first = config.order == config::Order::LiveFirst && spoken.tells_time();
         let lanes = if live_first { Lane::LIVE_FIRST } else { Lane::IN_ORDER };
@@ -157,7 +168,10 @@ impl Sender {
                 bytes: usize::try_from(config.batch_kib.clamp(1, 256) << 10).unwrap_or(64 << 10),
                 time: Duration::from_millis(config.batch_ms.min(10_000)),
             },
-            dialect: dialect(config.dialect),
+            dialect: spoken,
+            keyed: bus.keyed(),
+            session: 0,
+            counted: false,
             epoch: bus.epoch(),
             down: Down::new(Arc::clone(&things), bus, tasks.clone(), metrics.clone()),
             queues: queues(&filter, skip_pause, now),
@@ -175,6 +189,8 @@ impl Sender {
             refused_in_row: 0,
             quarantine,
             introductions: Introductions::default(),
+            later: VecDeque::new(),
+            waiting: None,
             stamp: 0,
             connected_us: 0,
             clock: Clock::Unknown,
@@ -199,21 +215,21 @@ impl Sender {
         let mut pause = PAUSE_MIN;
         loop {
             self.metrics.link(&self.config.name, false);
-            match self.connection().await {
+            let (reason, rest) = match self.connection().await {
                 End::Stopping => break,
-                End::Lost { reason, rest } => {
-                    self.lost(reason);
-                    self.back();
-                    self.look_at_oldest().await;
-                    if self.useful {
-                        pause = PAUSE_MIN;
-                    }
-                    let rest = jitter(pause).max(rest.unwrap_or_default());
-                    tokio::select! {
-                        () = tokio::time::sleep(rest) => pause = (pause * 2).min(PAUSE_MAX),
-                        () = self.tasks.stopping() => break,
-                    }
-                }
+                End::Left(reason) => (reason, None),
+                End::Lost { reason, rest } => (reason, rest),
+            };
+            self.lost(reason);
+            self.back();
+            self.look_at_oldest().await;
+            if self.useful {
+                pause = PAUSE_MIN;
+            }
+            let rest = jitter(pause).max(rest.unwrap_or_default());
+            tokio::select! {
+                () = tokio::time::sleep(rest) => pause = (pause * 2).min(PAUSE_MAX),
+                () = self.tasks.stopping() => break,
             }
         }
         self.metrics.link(&self.config.name, false);
@@ -223,7 +239,9 @@ impl Sender {
 
     /// One connection from its beginning to its end.
     async fn connection(&mut self) -> End {
-        self.begin();
+        if let Err(reason) = self.begin().await {
+            return End::lost(reason);
+        }
         let opened = match self.settings().await {
             Ok(settings) => destination::open(&settings, &self.tasks).map_err(|error| error.to_string()),
             Err(reason) => Err(reason),
@@ -244,22 +262,11 @@ impl Sender {
             Event::Down { reason, rest } => End::Lost { reason, rest },
             other => End::lost(format!("the destination began with {other:?}")),
         };
-        if matches!(end, End::Stopping) {
+        if !matches!(end, End::Lost { .. }) {
             self.drain(&mut *link).await;
             link.close(CLOSE_MAX).await;
         }
         end
-    }
-
-    /// Back to the cursor: what was under way on the last connection goes again.
-    fn begin(&mut self) {
-        self.last_token = 0;
-        self.back();
-        self.names = Names::none();
-        self.introductions.reset();
-        self.store_rest = None;
-        self.useful = false;
-        self.progress = Instant::now();
     }
 
     /// Everything that is not confirmed is read again.
@@ -270,6 +277,7 @@ impl Sender {
         self.queues = queues(&self.filter, skip_pause, now);
         self.window.clear();
         self.outbox.clear();
+        self.later.clear();
         self.pace.reset();
         self.split();
         self.stale = self.last_token;
@@ -322,8 +330,8 @@ impl Sender {
         for filter in self.dialect.filters(self.scope()) {
             link.subscribe(&filter)?;
         }
-        if let Some(station) = self.station() {
-            link.send(Publication::new(station.topic, station.online.into_bytes()).retained())?;
+        if let Some(online) = self.station().and_then(|station| station.online) {
+            link.send(online)?;
         }
         self.progress = Instant::now();
         self.metrics.link(&self.config.name, true);
@@ -357,13 +365,14 @@ impl Sender {
     }
 
     async fn talk(&mut self, link: &mut dyn Connection) -> End {
+        let silence_max = self.silence_max();
         let mut beat = tokio::time::interval(Duration::from_secs(1));
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             if let Err(reason) = self.fill(link).await {
                 return End::lost(reason);
             }
-            let room = self.room(link) && self.store_rest.is_none();
+            let room = self.room(link) && self.store_rest.is_none() && self.dialect.waits().is_none();
             let wanted = self.wanted();
             let due = self.due(link);
             tokio::select! {
@@ -374,13 +383,46 @@ impl Sender {
                 }
                 () = self.reader.ready_on(&wanted), if room => {}
                 () = tokio::time::sleep_until(due.unwrap_or(self.progress)), if due.is_some() => self.store_rest = None,
-                () = tokio::time::sleep_until(self.progress + CONFIRM_SILENCE_MAX), if link.unconfirmed() > 0 => {
-                    return End::lost(format!("the destination has confirmed nothing for {CONFIRM_SILENCE_MAX:?}"));
+                () = tokio::time::sleep_until(self.progress + silence_max), if link.unconfirmed() > 0 => {
+                    return End::lost(format!("the destination has confirmed nothing for {silence_max:?}"));
                 }
-                _ = beat.tick() => self.note(),
+                _ = beat.tick() => {
+                    self.note();
+                    if let Some(end) = self.waited() {
+                        return end;
+                    }
+                }
                 () = self.tasks.stopping() => return End::Stopping,
             }
         }
+    }
+
+    /// Where only an answered ping confirms, one may take a while.
+    fn silence_max(&self) -> Duration {
+        let pinged = Duration::from_secs(self.config.keep_alive_seconds.saturating_mul(2));
+        if self.dialect.at_most_once() { CONFIRM_SILENCE_MAX.max(pinged) } else { CONFIRM_SILENCE_MAX }
+    }
+
+    /// Says what the dialect waits for, and gives the connection up when that takes too long.
+    fn waited(&mut self) -> Option<End> {
+        let wait = self.dialect.waits();
+        let Some(wait) = wait else {
+            if self.waiting.take().is_some() {
+                self.status.send_modify(|status| status.error = None);
+            }
+            return None;
+        };
+        let since = *self.waiting.get_or_insert_with(Instant::now);
+        if wait.most.is_some_and(|most| since.elapsed() > most) {
+            return Some(End::lost(format!("waited in vain for {}", wait.what)));
+        }
+        let told = format!("waits for {}", wait.what);
+        self.status.send_if_modified(|status| {
+            let news = status.error.as_ref() != Some(&told);
+            status.error = Some(told);
+            news
+        });
+        None
     }
 
     /// Whether another publish may go: the outbox is bound by it, and with it everything before.
@@ -409,6 +451,9 @@ impl Sender {
             return None;
         }
         let introduction = if self.dialect.introduces() { self.introductions.due(&*self.things) } else { None };
+        if self.dialect.waits().is_some() {
+            return introduction;
+        }
         let paced = |lane: &Lane, deadline: Instant| {
             if self.is_backlog(*lane) { Some(deadline.max(self.pace.due()?)) } else { Some(deadline) }
         };
@@ -419,7 +464,7 @@ impl Sender {
     /// Before a stop: hears out what is under way, and says that we go.
     async fn drain(&mut self, link: &mut dyn Connection) {
         if let Some(station) = self.station()
-            && link.send(Publication::new(station.topic, station.stopped.into_bytes()).retained()).is_err()
+            && link.send(station.stopped).is_err()
         {
             return;
         }
@@ -447,38 +492,8 @@ impl Sender {
         if !self.place.scheme.is_mqtt() {
             return None;
         }
-        self.dialect.station(self.scope(), Run { since_us: self.connected_us, epoch: self.epoch })
-    }
-
-    /// Read anew for each connection: a changed password or certificate counts from the next one.
-    async fn settings(&self) -> Result<Settings, String> {
-        let config = &self.config;
-        let password = match (&config.password_file, &config.password_env) {
-            (Some(path), _) => secret(path).await?,
-            (None, Some(name)) => std::env::var(name).map_err(|error| format!("{name}: {error}"))?,
-            (None, None) => String::new(),
-        };
-        Ok(Settings {
-            place: self.place.clone(),
-            version: match config.mqtt_version {
-                config::MqttVersion::V5 => Version::V5,
-                config::MqttVersion::V311 => Version::V311,
-            },
-            token: match &config.token_file {
-                Some(path) => Some(secret(path).await?),
-                None => None,
-            },
-            content_type: self.dialect.content_type(),
-            trust: self.trust.clone(),
-            client_id: format!("{}-{}", self.gateway, config.name),
-            credentials: config.username.clone().map(|name| (name, password)),
-            keep_alive: Duration::from_secs(config.keep_alive_seconds),
-            // A command for a gateway that is away must not be carried out hours later.
-            clean_start: true,
-            session_expiry: Duration::ZERO,
-            window: config.inflight_max.clamp(1, 100),
-            will: self.station().map(|station| (station.topic, station.offline.into_bytes())),
-        })
+        self.dialect
+            .station(self.scope(), Run { now_us: clock::now_us(), since_us: self.connected_us, epoch: self.epoch })
     }
 }
 
@@ -500,11 +515,6 @@ impl Names {
 
 fn queues(filter: &Arc<Filter>, skip_pause: Duration, now: Instant) -> [Queue; Lane::COUNT] {
     std::array::from_fn(|_| Queue::new(Arc::clone(filter), skip_pause, now))
-}
-
-async fn secret(path: &Path) -> Result<String, String> {
-    let text = tokio::fs::read_to_string(path).await.map_err(|error| format!("{}: {error}", path.display()))?;
-    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 /// The pause and a random part of half of it, at most the longest pause.

@@ -3,23 +3,25 @@
 //!
 //! rumqttc 0.25 keeps a queue of its own and loses it in several ways (a reconnect without a session clears it, a
 //! collision survives it), so a [`Link`] never outlives its connection: at the first error it is [`Event::Down`], is
-//! dropped, and whoever owns the messages opens another and sends again what was not confirmed. QoS 1 alone: rumqttc's
-//! QoS 2 window leaks. Must not be in here: what is sent, and when to try again.
+//! dropped, and whoever owns the messages opens another and sends again what was not confirmed. QoS 1, and QoS 0 where a
+//! dialect asks for it (`flight.rs`); no QoS 2: rumqttc's window of it leaks. Must not be in here: what is sent, and when to try again.
 
+mod flight;
 mod v311;
 mod v5;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use bytes::Bytes;
 use rumqttc::{NetworkOptions, TlsConfiguration, Transport};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::place::Scheme;
 use super::{Arrival, Connection, Event, LinkError, Publication, Settings, Soon, Version};
 use crate::threads::Tasks;
+use flight::Flight;
 
 /// Events between the connection's task and the link's owner. The connection waits when it is full.
 const EVENTS_MAX: usize = 256;
@@ -48,7 +50,7 @@ enum Notice {
     Up {
         packet_max: Option<usize>,
     },
-    /// A publish was written with this packet id.
+    /// A publish was written with this packet id; 0: QoS 0.
     Written(u16),
     /// A publish waits for this packet id to be free.
     Held(u16),
@@ -61,6 +63,9 @@ enum Notice {
     Subscribed {
         refusal: Option<String>,
     },
+    /// A ping was written, and answered.
+    Asked,
+    Answered,
 }
 
 /// What an arrival is acknowledged by.
@@ -84,6 +89,8 @@ pub struct Link {
     unsent: VecDeque<u64>,
     /// Written and not yet confirmed: packet id to token.
     sent: HashMap<u16, u64>,
+    /// Written with QoS 0, and nothing is known of it.
+    flight: Flight,
     /// Taken by rumqttc, but held back until its packet id is free.
     held: Option<(u16, u64)>,
     /// Arrivals done with whose acknowledgements rumqttc has not taken yet.
@@ -95,10 +102,10 @@ pub struct Link {
 // === impl Client ===
 
 impl Client {
-    fn publish(&self, topic: String, payload: Bytes, retain: bool) -> Result<(), Jammed> {
+    fn publish(&self, publication: Publication) -> Result<(), Jammed> {
         match self {
-            Self::V5(client) => client.publish(topic, payload, retain),
-            Self::V311(client) => client.publish(topic, payload, retain),
+            Self::V5(client) => client.publish(publication),
+            Self::V311(client) => client.publish(publication),
         }
     }
 
@@ -149,6 +156,7 @@ impl Link {
             task,
             unsent: VecDeque::new(),
             sent: HashMap::new(),
+            flight: Flight::new(settings.keep_alive.max(KEEP_ALIVE_MIN)),
             held: None,
             owed: VecDeque::new(),
             next_token: 1,
@@ -157,8 +165,8 @@ impl Link {
     }
 
     /// Hands over one publish and answers the token it will be confirmed by. Never waits.
-    pub fn publish(&mut self, topic: String, payload: impl Into<Bytes>, retain: bool) -> Result<u64, LinkError> {
-        self.handed(self.client.publish(topic, payload.into(), retain))?;
+    pub fn publish(&mut self, publication: Publication) -> Result<u64, LinkError> {
+        self.handed(self.client.publish(publication))?;
         let token = self.next_token;
         self.next_token += 1;
         self.unsent.push_back(token);
@@ -189,9 +197,10 @@ impl Link {
         }
     }
 
-    /// Publishes handed over and not yet confirmed.
+    /// Publishes handed over and not yet confirmed; those with QoS 0 only while they are not written, are at the broker for
+    /// sure, or are too many.
     pub fn unconfirmed(&self) -> usize {
-        self.unsent.len() + self.sent.len() + usize::from(self.held.is_some())
+        self.unsent.len() + self.sent.len() + usize::from(self.held.is_some()) + self.flight.pressing()
     }
 
     /// What happens next. Cancel safe. After [`Event::Down`] it stays silent for ever.
@@ -202,8 +211,12 @@ impl Link {
         let down = |reason| Event::Down { reason, rest: None };
         loop {
             self.pay();
+            let now = Instant::now();
+            if let Some(token) = self.flight.landed(now) {
+                return Event::Confirmed(token);
+            }
             // rumqttc does not say when it has room again: what is owed is offered at every event, or after a moment.
-            let patience = if self.owed.is_empty() { Duration::MAX } else { OWED_PAUSE };
+            let patience = if self.owed.is_empty() { self.flight.patience(now) } else { OWED_PAUSE };
             let event = match tokio::time::timeout(patience, self.events.recv()).await {
                 Err(_) => None,
                 Ok(Some(Ok(notice))) => self.sort(notice),
@@ -239,6 +252,18 @@ impl Link {
     /// Matches what rumqttc says with the tokens: it writes in the order it was given, and names packet ids as it does.
     fn sort(&mut self, notice: Notice) -> Option<Event> {
         match notice {
+            Notice::Written(0) => {
+                self.flight.written(self.unsent.pop_front()?, Instant::now());
+                Some(Event::Sent)
+            }
+            Notice::Asked => {
+                self.flight.asked();
+                None
+            }
+            Notice::Answered => {
+                self.flight.answered();
+                None
+            }
             Notice::Written(id) => {
                 match self.held.take() {
                     Some((held, token)) if held == id => self.sent.insert(id, token),
@@ -257,6 +282,7 @@ impl Link {
             Notice::Confirmed { id, refusal } => {
                 // A PUBACK for nothing of ours is the broker's slip; whatever it meant, nothing is deleted for it.
                 let token = self.sent.remove(&id)?;
+                self.flight.passed(token);
                 Some(match refusal {
                     None => Event::Confirmed(token),
                     Some(reason) => Event::Refused { token, reason },
@@ -270,7 +296,7 @@ impl Link {
 
 impl Connection for Link {
     fn send(&mut self, publication: Publication) -> Result<u64, LinkError> {
-        self.publish(publication.topic, publication.payload, publication.retain)
+        self.publish(publication)
     }
 
     fn subscribe(&mut self, filter: &str) -> Result<(), LinkError> {

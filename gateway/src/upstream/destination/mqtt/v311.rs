@@ -1,14 +1,13 @@
 //! rumqttc's client of MQTT 3.1.1. What that version cannot say: a reason with a PUBACK, the largest packet, no local
 //! (a dialect hears its own publishes, and tells them apart), and a session's expiry.
 
-use bytes::Bytes;
 use rumqttc::{
     AsyncClient, ClientError, Event, EventLoop, LastWill, MqttOptions, Outgoing, Packet, Publish, QoS,
     SubscribeReasonCode,
 };
 use tokio::sync::mpsc;
 
-use super::super::{Arrival, LinkError, Settings};
+use super::super::{Arrival, LinkError, Publication, Settings};
 use super::{INCOMING_BYTES_MAX, Jammed, KEEP_ALIVE_MIN, Notice, network, wire};
 
 /// What the protocol can carry: our batches are far smaller.
@@ -27,8 +26,8 @@ pub(super) fn open(settings: &Settings, room: usize) -> Result<(Client, EventLoo
     if let Some((name, password)) = &settings.credentials {
         options.set_credentials(name, password);
     }
-    if let Some((topic, payload)) = &settings.will {
-        options.set_last_will(LastWill::new(topic, payload.clone(), QoS::AtLeastOnce, true));
+    if let Some(will) = &settings.will {
+        options.set_last_will(LastWill::new(&will.topic, will.payload.clone(), QoS::AtLeastOnce, will.retain));
     }
     options
         .set_keep_alive(settings.keep_alive.max(KEEP_ALIVE_MIN))
@@ -60,6 +59,8 @@ fn notice(event: Event) -> Option<Notice> {
     Some(match event {
         Event::Outgoing(Outgoing::Publish(id)) => Notice::Written(id),
         Event::Outgoing(Outgoing::AwaitAck(id)) => Notice::Held(id),
+        Event::Outgoing(Outgoing::PingReq) => Notice::Asked,
+        Event::Incoming(Packet::PingResp) => Notice::Answered,
         Event::Incoming(Packet::ConnAck(_)) => Notice::Up { packet_max: None },
         Event::Incoming(Packet::PubAck(ack)) => Notice::Confirmed { id: ack.pkid, refusal: None },
         Event::Incoming(Packet::Publish(publish)) => Notice::Arrived(Arrival {
@@ -78,8 +79,10 @@ fn notice(event: Event) -> Option<Notice> {
 // === impl Client ===
 
 impl Client {
-    pub(super) fn publish(&self, topic: String, payload: Bytes, retain: bool) -> Result<(), Jammed> {
-        jammed(self.0.try_publish(topic, QoS::AtLeastOnce, retain, payload))
+    pub(super) fn publish(&self, publication: Publication) -> Result<(), Jammed> {
+        let Publication { topic, payload, retain, at_most_once, .. } = publication;
+        let qos = if at_most_once { QoS::AtMostOnce } else { QoS::AtLeastOnce };
+        jammed(self.0.try_publish(topic, qos, retain, payload))
     }
 
     pub(super) fn subscribe(&self, filter: &str) -> Result<(), Jammed> {

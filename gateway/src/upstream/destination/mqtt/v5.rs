@@ -1,13 +1,12 @@
 //! rumqttc's client of MQTT 5.
 
-use bytes::Bytes;
 use rumqttc::Outgoing;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Filter, LastWill, Packet, PubAckReason, Publish, SubscribeReasonCode};
 use rumqttc::v5::{AsyncClient, ClientError, Event, EventLoop, MqttOptions};
 use tokio::sync::mpsc;
 
-use super::super::{Arrival, LinkError, Settings};
+use super::super::{Arrival, LinkError, Publication, Settings};
 use super::{CONNECT_SECONDS_MAX, INCOMING_BYTES_MAX, Jammed, KEEP_ALIVE_MIN, Notice, network, wire};
 
 #[derive(Debug)]
@@ -23,8 +22,8 @@ pub(super) fn open(settings: &Settings, room: usize) -> Result<(Client, EventLoo
     if let Some((name, password)) = &settings.credentials {
         options.set_credentials(name, password);
     }
-    if let Some((topic, payload)) = &settings.will {
-        options.set_last_will(LastWill::new(topic, payload.clone(), QoS::AtLeastOnce, true, None));
+    if let Some(will) = &settings.will {
+        options.set_last_will(LastWill::new(&will.topic, will.payload.clone(), QoS::AtLeastOnce, will.retain, None));
     }
     let window = settings.window.max(1);
     options
@@ -62,6 +61,8 @@ fn notice(event: Event) -> Result<Option<Notice>, String> {
     Ok(Some(match event {
         Event::Outgoing(Outgoing::Publish(id)) => Notice::Written(id),
         Event::Outgoing(Outgoing::AwaitAck(id)) => Notice::Held(id),
+        Event::Outgoing(Outgoing::PingReq) => Notice::Asked,
+        Event::Incoming(Packet::PingResp(_)) => Notice::Answered,
         Event::Incoming(Packet::ConnAck(ack)) => {
             let packet_max = ack.properties.and_then(|properties| properties.max_packet_size);
             Notice::Up { packet_max: packet_max.map(|bytes| bytes as usize) }
@@ -91,8 +92,10 @@ fn notice(event: Event) -> Result<Option<Notice>, String> {
 // === impl Client ===
 
 impl Client {
-    pub(super) fn publish(&self, topic: String, payload: Bytes, retain: bool) -> Result<(), Jammed> {
-        jammed(self.0.try_publish(topic, QoS::AtLeastOnce, retain, payload))
+    pub(super) fn publish(&self, publication: Publication) -> Result<(), Jammed> {
+        let Publication { topic, payload, retain, at_most_once, .. } = publication;
+        let qos = if at_most_once { QoS::AtMostOnce } else { QoS::AtLeastOnce };
+        jammed(self.0.try_publish(topic, qos, retain, payload))
     }
 
     pub(super) fn subscribe(&self, filter: &str) -> Result<(), Jammed> {
