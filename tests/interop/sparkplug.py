@@ -50,7 +50,7 @@ def heard(_client, message):
         "device": topic.device_id,
         "seq": getattr(payload, "seq", None),
         "qos": int(message.qos),
-        "retained": message.retain,
+        "retained": bool(message.retain),
         "metrics": [metric(one) for one in metrics],
     }
     print(json.dumps(said, default=str), flush=True)

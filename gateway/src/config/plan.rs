@@ -10,7 +10,7 @@ use protocols::Wire;
 
 use super::load::Loaded;
 use super::problem::{Places, Problem, Problems};
-use super::{Adapter, Config, Dialect, MqttVersion, Sparkplug, Upstream, rules};
+use super::{Adapter, Alink, Config, Dialect, MqttVersion, Sparkplug, Upstream, rules};
 use crate::credentials;
 use crate::devices::Declared;
 use crate::edge::Scope;
@@ -353,6 +353,8 @@ impl Check<'_> {
                 ("ca_file", &upstream.ca_file),
                 ("cert_file", &upstream.cert_file),
                 ("key_file", &upstream.key_file),
+                ("alink.secret_file", &upstream.alink.secret_file),
+                ("alink.things_file", &upstream.alink.things_file),
             ] {
                 if let Some(file) = file.as_deref().filter(|f| !f.is_file()) {
                     self.problem(format!("{key}.{what}"), format!("{} is not a file", file.display()));
@@ -383,6 +385,11 @@ impl Check<'_> {
                 format!("{key}.sparkplug"),
                 "ids are topic levels: without `/`, `+`, `#`, and a group has one",
             );
+        }
+        let Alink { product_key, device_name, secret_file, things_file } = &upstream.alink;
+        let known = ![product_key, device_name].iter().any(|id| id.is_empty() || id.contains(['/', '+', '#']));
+        if upstream.dialect == Dialect::Alink && !(known && secret_file.is_some() && things_file.is_some()) {
+            self.problem(format!("{key}.alink"), "it takes product_key, device_name, secret_file and things_file");
         }
         if !place.scheme.is_mqtt() && upstream.mqtt_version != MqttVersion::default() {
             self.problem(format!("{key}.mqtt_version"), "only MQTT has one");

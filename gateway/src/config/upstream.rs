@@ -54,6 +54,9 @@ pub struct Upstream {
     /// Of the dialect `sparkplug`.
     #[serde(default)]
     pub sparkplug: Sparkplug,
+    /// Of the dialect `alink`.
+    #[serde(default)]
+    pub alink: Alink,
     /// What this destination wants; without it everything.
     #[serde(default)]
     pub filter: Filter,
@@ -120,6 +123,8 @@ pub enum Dialect {
     ThinEdge,
     /// Sparkplug B 3.0.
     Sparkplug,
+    /// Alibaba Cloud's IoT Platform.
+    Alink,
 }
 
 /// What the dialect `sparkplug` has to know.
@@ -137,6 +142,19 @@ impl Default for Sparkplug {
     fn default() -> Self {
         Self { group: "sluicegate".to_owned(), node: String::new(), primary_host: String::new() }
     }
+}
+
+/// What the dialect `alink` has to know.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Alink {
+    /// The gateway's own.
+    pub product_key: String,
+    pub device_name: String,
+    /// A file with the gateway's device secret.
+    pub secret_file: Option<PathBuf>,
+    /// A JSON file with `productKey`, `deviceName` and `deviceSecret` of each thing, by its id.
+    pub things_file: Option<PathBuf>,
 }
 
 /// What becomes of a native batch's body; `docs/native.md`.

@@ -5,12 +5,14 @@
 //! [begins](Dialect::begin), and when a publication [departs](Dialect::depart). What it cannot say it names in
 //! [`Said::left_out`]; nothing is left out in silence.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use device_models::wire::{Catalog, Clock, Compression, Hole, WireError};
 use device_models::{Class, Message};
 
+use super::alink::Alink;
 pub(super) use super::destination::{Origin, Publication};
 use super::down::{Command, Malformed};
 use super::homeassistant::HomeAssistant;
@@ -80,9 +82,20 @@ pub(super) struct Run {
 
 /// A connection that is about to be asked for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Beginning {
+pub(super) struct Beginning<'a> {
     /// How many there were before, over all restarts; 0 unless the dialect [counts](Dialect::counts) them.
     pub session: u64,
+    pub now_us: i64,
+    /// What is in the [files](Dialect::files), in their order.
+    pub files: &'a [String],
+}
+
+/// Who signs in, where the dialect has its own way to say it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SignIn {
+    pub client_id: String,
+    pub username: String,
+    pub password: String,
 }
 
 /// What messages have to wait for.
@@ -111,6 +124,10 @@ pub(super) enum Heard {
     },
     /// The platform has started anew: every thing is to be introduced again.
     Introduce,
+    /// The platform is to be told something.
+    Say(Box<Publication>),
+    /// The platform does not take something that the broker took: what, and why.
+    Refused(String),
     /// This connection has to end, in order; the reason.
     Leave(String),
     /// Not for us: an echo, or a notice that asks for nothing.
@@ -148,10 +165,20 @@ pub(super) trait Dialect: Send + Sync + std::fmt::Debug {
         false
     }
 
+    /// Files that are read anew for each connection.
+    fn files(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
     /// A connection is about to be asked for: nothing of the last one counts any more.
-    fn begin(&mut self, beginning: Beginning) -> Result<(), String> {
+    fn begin(&mut self, beginning: Beginning<'_>) -> Result<(), String> {
         let _ = beginning;
         Ok(())
+    }
+
+    /// Instead of the name and password of the configuration.
+    fn sign_in(&self) -> Option<SignIn> {
+        None
     }
 
     /// The last look at a publication, in the order of the wire. One that is held back here does not exist.
@@ -219,6 +246,7 @@ pub(super) fn dialect(config: &config::Upstream) -> Box<dyn Dialect> {
         config::Dialect::Jetlinks => Box::new(JetLinks),
         config::Dialect::Homeassistant => Box::new(HomeAssistant),
         config::Dialect::ThinEdge => Box::new(ThinEdge),
+        config::Dialect::Alink => Box::new(Alink::new(config)),
         config::Dialect::Sparkplug => Box::new(Sparkplug::new(&config.sparkplug)),
     }
 }

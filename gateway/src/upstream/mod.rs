@@ -9,7 +9,7 @@
 //! | `lane.rs`, `pace.rs` | live first: what comes now beside what waited, and how fast the latter goes |
 //! | `filter.rs` | what a destination wants |
 //! | `quarantine.rs` | what a destination will never take, set aside |
-//! | `dialect.rs` | the table of dialects, one file each: `native.rs`, `json.rs` (`own.rs`: the topics they share), `thingsboard.rs`, `jetlinks.rs`, `homeassistant.rs` (`entities.rs`: its discovery), `thinedge.rs`, `sparkplug/` |
+//! | `dialect.rs` | the table of dialects, one file each: `native.rs`, `json.rs` (`own.rs`: the topics they share), `thingsboard.rs`, `jetlinks.rs`, `homeassistant.rs` (`entities.rs`: its discovery), `thinedge.rs`, `sparkplug/`, `alink/` |
 //! | `introductions.rs` | which things a platform is to be told of yet |
 //! | `down.rs`, `things.rs` | commands from upstream, and the seam to the things |
 //!
@@ -19,6 +19,7 @@
 //!
 //! Must not be in here: what devices speak, how the bus keeps its records.
 
+mod alink;
 pub mod destination;
 mod dialect;
 mod down;

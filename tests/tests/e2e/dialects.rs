@@ -1,15 +1,15 @@
 //! Platforms' own dialects against a real broker: what arrives there, and commands that come back.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use sluicegate_tests::{Child, Gateway, Mosquitto, Options, PATIENCE, run_ok, wait_for};
+use sluicegate_tests::{Child, Gateway, Mosquitto, Options, PATIENCE, run_ok, shell, wait_for};
 
 /// A `mosquitto_sub`: topic, whether it was kept for us, and payload of everything that arrives.
-struct Ear {
+pub(crate) struct Ear {
     lines: mpsc::Receiver<String>,
     _child: Child,
 }
@@ -80,13 +80,13 @@ fn send(port: u16, client: &str, topic: &str, payload: &str) {
 
 /// A relay as its firmware would be, waiting for commands. What it says goes out by another client, which takes the way to
 /// the device over: after it has spoken, it connects anew for the next command.
-struct Relay {
-    ear: Ear,
+pub(crate) struct Relay {
+    pub(crate) ear: Ear,
     port: u16,
 }
 
 impl Relay {
-    fn connect(gateway: &Gateway) -> Self {
+    pub(crate) fn connect(gateway: &Gateway) -> Self {
         let port = gateway.options.mqtt;
         let commands = [
             "-i",
@@ -100,7 +100,7 @@ impl Relay {
     }
 
     /// Takes the next write and answers it; the properties that were to be set.
-    fn obeys(self) -> Value {
+    pub(crate) fn obeys(self) -> Value {
         let command = self.ear.json("/relay-switch/relay-1/properties/write");
         let reply = json!({ "messageId": command["messageId"], "success": true, "properties": command["properties"] });
         says(self.port, "properties/write/reply", &reply);
@@ -108,12 +108,12 @@ impl Relay {
     }
 }
 
-fn says(port: u16, way: &str, body: &Value) {
+pub(crate) fn says(port: u16, way: &str, body: &Value) {
     send(port, "relay-1-b", &format!("/relay-switch/relay-1/{way}"), &body.to_string());
 }
 
 /// The power is out of its range.
-fn report() -> Value {
+pub(crate) fn report() -> Value {
     json!({ "timestamp": 1_763_769_600_123_u64, "properties": { "on": false, "power": -5 } })
 }
 
@@ -245,7 +245,7 @@ fn thin_edge_gets_measurements_and_commands_a_device() {
     assert_eq!((&thing["@type"], &thing["type"]), (&json!("child-device"), &json!("relay-switch")), "{thing}");
     says(port, "properties/report", &report());
     let measurement = ear.json(&topic("m/relay-switch"));
-    assert_eq!(measurement, json!({ "power": -5, "time": "2025-11-22T00:00:00.123000Z" }));
+    assert_eq!(measurement, json!({ "power": -5.0, "time": "2025-11-22T00:00:00.123000Z" }));
     assert_eq!(ear.json(&topic("twin/on")), json!(false));
 
     // As thin-edge's own agents see it: what a thing can be told is kept, a command goes through its states on one topic.
@@ -271,6 +271,82 @@ fn thin_edge_gets_measurements_and_commands_a_device() {
     drop(relay);
     gateway.stop();
     ear.until(health, |state| state["status"] == "down");
+}
+
+/// What openssl makes of what Alink signs.
+fn signed(params: &Value, secret: &str) -> Value {
+    let content: String = ["clientId", "deviceName", "productKey", "timestamp"]
+        .map(|key| format!("{key}{}", params[key].as_str().unwrap()))
+        .concat();
+    let line = format!("printf %s '{content}' | openssl dgst -sha256 -hmac {secret}");
+    json!(shell(&line).trim().rsplit(' ').next().unwrap())
+}
+
+#[test]
+fn alink_logs_a_thing_in_before_it_speaks_and_sets_its_properties() {
+    let broker = Mosquitto::start();
+    let ear = Ear::open(broker.port, &["-t", "/sys/#", "-t", "/ext/#"]);
+    let folder = tempfile::tempdir().unwrap();
+    let (secret, things) = (folder.path().join("secret"), folder.path().join("things.json"));
+    std::fs::write(&secret, "deep\n").unwrap();
+    let thing = json!({ "relay-1": { "productKey": "a1Relay", "deviceName": "r-1", "deviceSecret": "deeper" } });
+    std::fs::write(&things, thing.to_string()).unwrap();
+    let alink = format!(
+        "alink = {{ product_key = \"a1Gate\", device_name = \"g-1\", secret_file = {secret:?}, things_file = {things:?} }}"
+    );
+    let options = Options::default().upstream(broker.port, "alink").with(&alink).with(RELAY);
+    let gateway = Gateway::start(options);
+    let port = gateway.options.mqtt;
+    let answer = |topic: &str, asked: &Value| {
+        let body = json!({ "id": asked["id"], "code": 200, "message": "success", "data": {} });
+        send(broker.port, "platform", topic, &body.to_string());
+    };
+    let add = ear.json("/sys/a1Gate/g-1/thing/topo/add");
+    assert_eq!(add["params"][0]["sign"], signed(&add["params"][0], "deeper"), "{add}");
+    // Nothing is said of a thing before the platform knows it, and lets it in.
+    let mut device = Command::new("mosquitto_pub");
+    device.args([
+        "-p",
+        &port.to_string(),
+        "-q",
+        "1",
+        "-i",
+        "relay-1",
+        "-l",
+        "-t",
+        "/relay-switch/relay-1/properties/report",
+    ]);
+    let mut device = Child::start(device.stdin(Stdio::piped()));
+    writeln!(device.inner.stdin.as_mut().unwrap(), "{}", report()).unwrap();
+    let heard = ear.lines.recv_timeout(std::time::Duration::from_millis(700));
+    assert!(heard.is_err(), "{heard:?}");
+    answer("/sys/a1Gate/g-1/thing/topo/add_reply", &add);
+    let login = ear.json("/ext/session/a1Gate/g-1/combine/login");
+    assert_eq!(login["params"]["sign"], signed(&login["params"], "deeper"), "{login}");
+    answer("/ext/session/a1Gate/g-1/combine/login_reply", &login);
+    let post = ear.json("/sys/a1Relay/r-1/thing/event/property/post");
+    let time = 1_763_769_600_123_u64;
+    assert_eq!(post["params"]["on"], json!({ "value": 0, "time": time }), "a bool is a number: {post}");
+    assert_eq!(post["params"]["power"], json!({ "value": -5.0, "time": time }), "{post}");
+
+    // It goes, and comes again to be told something.
+    drop(device);
+    let logout = ear.json("/ext/session/a1Gate/g-1/combine/logout");
+    assert_eq!(logout["params"], json!({ "productKey": "a1Relay", "deviceName": "r-1" }));
+    let relay = Relay::connect(&gateway);
+    answer("/ext/session/a1Gate/g-1/combine/login_reply", &ear.json("/ext/session/a1Gate/g-1/combine/login"));
+    let set = json!({ "id": "901", "version": "1.0", "params": { "on": 1 }, "method": "thing.service.property.set" });
+    send(broker.port, "platform", "/sys/a1Relay/r-1/thing/service/property/set", &set.to_string());
+    assert_eq!(relay.obeys(), json!({ "on": true }));
+    let reply = ear.json("/sys/a1Relay/r-1/thing/service/property/set_reply");
+    assert_eq!((&reply["id"], &reply["code"]), (&json!("901"), &json!(200)), "{reply}");
+
+    // The platform takes a message from the broker and then does not want it: that is counted.
+    let refused = json!({ "id": "1", "code": 6451, "message": "source data is not found" });
+    send(broker.port, "platform", "/sys/a1Relay/r-1/thing/event/property/post_reply", &refused.to_string());
+    let counted = "sluicegate_left_out_total{upstream=\"up\",reason=\"refused\"}";
+    wait_for("the count", PATIENCE, || (gateway.metric(counted) >= 1.0).then_some(()));
+    gateway.stop();
 }
 
 #[test]

@@ -7,10 +7,10 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::super::destination::{Settings, Version};
-use super::super::dialect::Beginning;
+use super::super::dialect::{Beginning, SignIn};
 use super::{Names, Sender};
 use crate::bus::BusError;
-use crate::config;
+use crate::{clock, config};
 
 /// Where the connections of each upstream are counted, by its name.
 const TREE_SESSIONS: &str = "upstream-sessions";
@@ -28,10 +28,14 @@ impl Sender {
         self.useful = false;
         self.waiting = None;
         self.progress = Instant::now();
+        let mut files = Vec::new();
+        for path in self.dialect.files() {
+            files.push(secret(&path).await?);
+        }
         if self.dialect.counts() {
             self.count_session().await;
         }
-        self.dialect.begin(Beginning { session: self.session })
+        self.dialect.begin(Beginning { session: self.session, now_us: clock::now_us(), files: &files })
     }
 
     /// Takes the next number, and sees it on disk before anybody hears it.
@@ -68,6 +72,12 @@ impl Sender {
             (None, Some(name)) => std::env::var(name).map_err(|error| format!("{name}: {error}"))?,
             (None, None) => String::new(),
         };
+        let (client_id, credentials) = if let Some(SignIn { client_id, username, password }) = self.dialect.sign_in() {
+            (client_id, Some((username, password)))
+        } else {
+            let credentials = config.username.clone().map(|name| (name, password));
+            (format!("{}-{}", self.gateway, config.name), credentials)
+        };
         Ok(Settings {
             place: self.place.clone(),
             version: match config.mqtt_version {
@@ -80,8 +90,8 @@ impl Sender {
             },
             content_type: self.dialect.content_type(),
             trust: self.trust.clone(),
-            client_id: format!("{}-{}", self.gateway, config.name),
-            credentials: config.username.clone().map(|name| (name, password)),
+            client_id,
+            credentials,
             keep_alive: Duration::from_secs(config.keep_alive_seconds),
             // A command for a gateway that is away must not be carried out hours later.
             clean_start: true,

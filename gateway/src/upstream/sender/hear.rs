@@ -55,6 +55,11 @@ impl Sender {
                 self.introductions.reset();
                 self.later.append(&mut self.outbox);
             }
+            Heard::Say(publication) => self.outbox.push_back((*publication, None)),
+            Heard::Refused(reason) => {
+                self.metrics.left_out(&self.config.name, "refused", 1);
+                warn!(upstream = self.config.name, topic, reason, "the platform does not take it");
+            }
             Heard::Leave(reason) => return Some(End::Left(reason)),
             Heard::Nothing => {}
             Heard::Unreadable(reason) => {

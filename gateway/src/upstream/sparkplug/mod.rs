@@ -206,7 +206,7 @@ impl Dialect for Sparkplug {
         "application/x-protobuf"
     }
 
-    fn begin(&mut self, beginning: Beginning) -> Result<(), String> {
+    fn begin(&mut self, beginning: Beginning<'_>) -> Result<(), String> {
         self.bd_seq = (beginning.session % 256) as u8;
         self.seq = 0;
         self.host_online = false;

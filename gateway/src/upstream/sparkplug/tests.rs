@@ -19,7 +19,7 @@ fn node(primary_host: &str) -> Sparkplug {
 }
 
 fn begin(node: &mut Sparkplug, session: u64) {
-    node.begin(Beginning { session }).unwrap();
+    node.begin(Beginning { session, now_us: TIME_US, files: &[] }).unwrap();
 }
 
 fn cut(messages: Vec<Message>, hist: bool) -> Cut {
