@@ -12,6 +12,7 @@
 mod access;
 mod arm;
 mod check;
+mod console;
 mod demo;
 mod destinations;
 mod devices;

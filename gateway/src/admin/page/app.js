@@ -6,6 +6,11 @@ import { showRecordings } from "/recordings.js";
 const at = (id) => document.getElementById(id);
 const CLASSES = ["control", "event", "live", "historical"];
 const EVENTS_MAX = 40;
+/** An answer that takes longer than this does not come, ms: what is asked once a second, and an order to a device. */
+const ANSWER_MAX = 5000;
+const ORDER_MAX = 30000;
+/** The live feed says something every 10 s; one that is silent this long is dead, ms. */
+const FEED_SILENCE_MAX = 25000;
 let token = sessionStorage.getItem("token") ?? "";
 let last = null;
 
@@ -47,9 +52,10 @@ export function say(words) {
 
 export const authorization = () => (token ? { Authorization: `Bearer ${token}` } : {});
 
-export async function request(path, options = {}) {
-  const headers = { ...options.headers, ...authorization() };
-  const response = await fetch(path, { ...options, headers, cache: "no-store" });
+/** Asks, with the token; `options` makes those of one try (a time limit begins with it). */
+export async function request(path, options = () => ({})) {
+  const tried = options();
+  const response = await fetch(path, { ...tried, headers: { ...tried.headers, ...authorization() }, cache: "no-store" });
   if (response.status === 401) {
     await askToken();
     return request(path, options);
@@ -57,19 +63,20 @@ export async function request(path, options = {}) {
   return response;
 }
 
+/** The options of a request that changes something. */
+const change = (method, body) => () => ({ method, headers: { "Content-Type": "application/json" }, body, signal: AbortSignal.timeout(ORDER_MAX) });
+
+/** What is asked again and again: a line on which nothing comes back must not end the asking. */
 export async function read(path) {
-  const response = await request(path);
+  const response = await request(path, () => ({ signal: AbortSignal.timeout(ANSWER_MAX) }));
   if (!response.ok) throw new Error(`${path}: ${response.status}`);
   return response.json();
 }
 
 /** Sends an order to a thing and says how it ended. */
 export async function order(thing, path, body, words) {
-  const response = await request(`/api/v1/things/${encodeURIComponent(thing)}/${path}`, {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: body === undefined ? "" : JSON.stringify(body),
-  });
+  const input = body === undefined ? "" : JSON.stringify(body);
+  const response = await request(`/api/v1/things/${encodeURIComponent(thing)}/${path}`, change("POST", input));
   const answer = await response.json();
   say(response.ok ? `${words}: done in ${answer.took_ms} ms` : `${words}: ${answer.detail}`);
   return response.ok;
@@ -77,7 +84,7 @@ export async function order(thing, path, body, words) {
 
 /** Sends a request that changes something; the answer, or null when it was refused (and said so). */
 export async function send(method, path, words) {
-  const response = await request(path, { method, headers: { "Content-Type": "application/json" } });
+  const response = await request(path, change(method));
   const answer = response.status === 204 ? {} : await response.json();
   if (!response.ok) {
     say(`${words}: ${answer.detail}`);
@@ -115,13 +122,29 @@ async function look() {
     showStore(store);
     showDoors(gateway);
     await showRecordings(streams);
-  } catch {
-    state("bad", "gateway does not answer");
+    answers(true);
+  } catch (error) {
+    console.warn(error);
+    answers(false);
   }
   setTimeout(look, document.hidden ? 5000 : 1000);
 }
 
-function state(kind, words) {
+/** What the pill says: how the live feed is, unless the questions find no answer. */
+const link = { answers: true, feed: ["wait", "connecting"] };
+
+function answers(well) {
+  link.answers = well;
+  showLink();
+}
+
+function feed(kind, words) {
+  link.feed = [kind, words];
+  showLink();
+}
+
+function showLink() {
+  const [kind, words] = link.answers ? link.feed : ["bad", "gateway does not answer"];
   at("link").className = `pill ${kind}`;
   text(at("link"), words);
 }
@@ -196,25 +219,37 @@ function showDoors(gateway) {
 // === the live feed ===
 
 async function follow(pause = 1000) {
+  let silence = null;
+  const heard = (line) => {
+    clearTimeout(silence);
+    silence = setTimeout(() => line.abort(), FEED_SILENCE_MAX);
+  };
   try {
-    const response = await request("/api/v1/live");
+    let line;
+    const response = await request("/api/v1/live", () => {
+      line = new AbortController();
+      heard(line);
+      return { signal: line.signal };
+    });
     if (!response.ok) throw new Error(`live feed: ${response.status}`);
-    state("good", "live");
+    feed("good", "live");
     pause = 1000;
-    await events(response.body.pipeThrough(new TextDecoderStream()).getReader(), take);
+    await events(response.body.pipeThrough(new TextDecoderStream()).getReader(), () => heard(line), take);
   } catch {
     // What went wrong shows in the pill; the next try comes.
   }
-  state("wait", "connecting again");
+  clearTimeout(silence);
+  feed("wait", "connecting again");
   setTimeout(() => follow(Math.min(pause * 2, 10000)), pause);
 }
 
-/** Reads server-sent events until the stream ends. */
-async function events(reader, each) {
+/** Reads server-sent events until the stream ends; `heard` is told of every piece, comments included. */
+async function events(reader, heard, each) {
   let rest = "";
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return;
+    heard();
     rest += value;
     let end;
     while ((end = rest.indexOf("\n\n")) >= 0) {

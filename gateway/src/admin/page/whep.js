@@ -2,6 +2,8 @@
 
 /** Time to look for addresses before the offer goes out as it is, ms. */
 const GATHER_MAX = 1000;
+/** An answer that takes longer does not come, ms. */
+const ANSWER_MAX = 10000;
 
 /** Plays `url`; `ended` is told why it is over. Answers with what ends it. */
 export function whep(video, url, ended) {
@@ -36,7 +38,7 @@ export function whep(video, url, ended) {
 async function negotiate(connection, url) {
   await connection.setLocalDescription(await connection.createOffer());
   await gathered(connection);
-  const response = await fetch(url, { method: "POST", headers: { "Content-Type": "application/sdp" }, body: connection.localDescription.sdp });
+  const response = await fetch(url, { method: "POST", headers: { "Content-Type": "application/sdp" }, body: connection.localDescription.sdp, signal: AbortSignal.timeout(ANSWER_MAX) });
   if (response.status !== 201) {
     const problem = await response.json().catch(() => null);
     throw new Error(problem?.detail ?? `refused with ${response.status}`);
