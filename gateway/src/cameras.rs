@@ -19,6 +19,10 @@ use crate::transport;
 /// Orders on their way to all cameras.
 const ORDERS_MAX: usize = 64;
 
+/// Cameras that are remembered, with 2 KiB each, though nobody declared them: twice the streams at a time. Whoever may
+/// publish invents names, and each would stay for ever; a camera that is declared is none of these.
+const REMEMBERED_MAX: usize = 512;
+
 /// Takes reports and orders until the streaming core is gone.
 pub async fn run(intake: Intake, outlets: Outlets, mut reports: mpsc::Receiver<Report>) {
     let adapter = AdapterInfo {
@@ -37,6 +41,9 @@ pub async fn run(intake: Intake, outlets: Outlets, mut reports: mpsc::Receiver<R
                 // A camera that comes is reached this way from then on. What is said of one that is not there must not
                 // make it look as if it were.
                 let comes = matches!(report.word, Word::Presence { online: true, .. });
+                if comes {
+                    intake.make_room(&adapter, &report.device, REMEMBERED_MAX).await;
+                }
                 if let Err(refusal) = intake.take(&adapter, &identity, report, comes.then_some(&route)).await {
                     debug!(%refusal, "a camera's report is refused");
                 }

@@ -160,6 +160,16 @@ impl Edge {
         passed
     }
 
+    /// The thing is no more: what waits of it comes out, and nothing is remembered.
+    pub fn forget(&self, thing: &Thing, received_us: i64) -> Passed {
+        let mut watches = self.watches();
+        let Some(Some(mut watched)) = watches.by_alias.remove(&thing.alias) else { return Passed::default() };
+        if let Some(at) = watched.due {
+            watches.due.remove(&(at, thing.alias));
+        }
+        messages(&watched.thing, watched.watch.finish(self.now_us()), received_us)
+    }
+
     /// Everything that waits: the gateway stops.
     pub fn finish(&self, received_us: i64) -> Passed {
         let now_us = self.now_us();

@@ -6,13 +6,13 @@ use device_models::normalize::normalize;
 use device_models::{Body, Class, Message, Report, Word, wire};
 use protocols::{Identity, Refusal};
 use tokio::sync::broadcast;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::bus::Bus;
 use crate::clock;
 use crate::devices::{Devices, Route, RouteId, Thing};
 use crate::edge::{Edge, Passed};
-use crate::metrics::Metrics;
+use crate::metrics::{Figure, Metrics};
 
 /// Messages the live view may lag behind before it misses some.
 const LIVE_BACKLOG: usize = 1_024;
@@ -122,6 +122,19 @@ impl Intake {
             self.devices.answered(&thing.id, &id, outcome);
         }
         Ok(appended)
+    }
+
+    /// Makes room for a thing that is new on this adapter: of those that registered themselves there, at most `keep` are
+    /// remembered while they are offline.
+    pub async fn make_room(&self, adapter: &AdapterInfo, name: &str, keep: usize) {
+        if self.devices.find(adapter, name).is_some() {
+            return;
+        }
+        for thing in self.devices.make_room(&adapter.name, keep) {
+            self.metrics.add(Figure::ThingsForgotten, &[&adapter.name], 1);
+            info!(thing = %thing.id, "forgotten: others came since");
+            self.say(self.edge.forget(&thing, clock::now_us())).await;
+        }
     }
 
     /// Says what rules held back until its time came, until the gateway stops.

@@ -55,6 +55,7 @@ pub struct Thing {
     /// The adapter it must come through; any if absent.
     pub adapter: Option<Arc<str>>,
     pub alias: u32,
+    registered_itself: bool,
     state: Mutex<State>,
 }
 
@@ -134,6 +135,18 @@ struct Index {
     by_id: HashMap<Arc<str>, Arc<Thing>>,
     by_name: HashMap<Arc<str>, Vec<Arc<Thing>>>,
     alias_last: u32,
+}
+
+impl Index {
+    fn forget(&mut self, thing: &Arc<Thing>) {
+        self.by_id.remove(&thing.id);
+        if let Some(named) = self.by_name.get_mut(&thing.name) {
+            named.retain(|other| !Arc::ptr_eq(other, thing));
+            if named.is_empty() {
+                self.by_name.remove(&thing.name);
+            }
+        }
+    }
 }
 
 /// What the store keeps of a thing: its alias for ever, the rest for those that registered themselves.
@@ -235,6 +248,7 @@ impl Devices {
             model: Arc::clone(&model),
             adapter: adapter.map(Arc::from),
             alias,
+            registered_itself,
             state: Mutex::new(state),
         });
         index.by_id.insert(Arc::clone(&thing.id), Arc::clone(&thing));
@@ -288,6 +302,35 @@ impl Devices {
         info!(thing = %thing.id, model = %thing.model.name(), adapter = %adapter.name, "registered a new device");
         self.publish_catalog();
         Ok(thing)
+    }
+
+    /// Forgets things that registered themselves through this adapter until fewer than `keep` are left of them: those first
+    /// that have been offline longest; what is online stays. Told of in the catalog with its next change.
+    pub fn make_room(&self, adapter: &str, keep: usize) -> Vec<Arc<Thing>> {
+        let mut index = self.inner.index.write().unwrap_or_else(PoisonError::into_inner);
+        let own = |thing: &&Arc<Thing>| thing.registered_itself && thing.adapter.as_deref() == Some(adapter);
+        let count = index.by_id.values().filter(own).count();
+        let Some(excess) = (count + 1).checked_sub(keep).filter(|excess| *excess > 0) else { return Vec::new() };
+        let mut offline: Vec<_> = index
+            .by_id
+            .values()
+            .filter(own)
+            .filter_map(|thing| {
+                let state = thing.state();
+                (!state.online).then(|| (state.since_us, Arc::clone(thing)))
+            })
+            .collect();
+        offline.sort_unstable_by_key(|(since_us, thing)| (*since_us, thing.alias));
+        let forgotten: Vec<_> = offline.into_iter().take(excess).map(|(_, thing)| thing).collect();
+        for thing in &forgotten {
+            index.forget(thing);
+            for tree in [TREE_THINGS, TREE_LATEST] {
+                if let Err(error) = self.inner.keyed.remove(tree, thing.id.as_bytes()) {
+                    warn!(thing = %thing.id, %error, "a forgotten device comes back with the next start");
+                }
+            }
+        }
+        forgotten
     }
 
     /// The known thing a device's own name means on this adapter.

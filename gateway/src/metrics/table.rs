@@ -84,6 +84,7 @@ figures! {
     StoreFailures "store_failures_total" SampledCounter [] "Writes to disk that failed";
     Things "things" SampledGauge [] "Things known";
     ThingsOnline "things_online" SampledGauge [] "Things online now";
+    ThingsForgotten "things_forgotten_total" Counter ["adapter"] "Things that had registered themselves and were forgotten for newer ones";
     Streams "streams" SampledGauge [] "Live streams";
     StreamViewers "stream_viewers" SampledGauge ["stream"] "Viewers of the stream";
     StreamBitRate "stream_bits_per_second" SampledGauge ["stream"] "Bit rate of the stream's source";

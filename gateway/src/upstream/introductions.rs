@@ -45,13 +45,17 @@ impl Introductions {
             return;
         }
         (self.rev, self.looked) = (rev, Some(now));
+        // What is not in the list any more is forgotten here too.
+        let mut before = std::mem::take(&mut self.known);
         for thing in things.known() {
             let model = Arc::clone(thing.model.name());
-            if self.known.get(&thing.id) != Some(&model) {
-                self.known.insert(Arc::clone(&thing.id), model);
+            let new = before.remove(&thing.id).as_ref() != Some(&model);
+            self.known.insert(Arc::clone(&thing.id), model);
+            if new {
                 self.waiting.push_back(thing);
             }
         }
+        self.waiting.retain(|thing| self.known.contains_key(&thing.id));
     }
 
     /// When there is something to look at again, although nothing happens: a change that came too soon.
