@@ -29,6 +29,8 @@ const STUCK_MIN: u32 = 16;
 pub(super) struct Timeline {
     /// The newest time of all tracks.
     last: Option<i64>,
+    /// A frame was placed: until then there is nothing that a clock could have jumped from.
+    runs: bool,
     video: Clock,
     audio: Clock,
     data: Clock,
@@ -90,12 +92,15 @@ impl Timeline {
 
     /// A frame: its clock is the publisher's.
     fn frame(&mut self, track: Track, published: i64, arrived: impl FnOnce() -> i64) -> i64 {
-        let last = self.last;
+        let (runs, last) = (std::mem::replace(&mut self.runs, true), self.last);
         let other = if track == Track::Video { self.audio } else { self.video };
         let clock = self.clock(track);
         clock.repeats = if clock.published == Some(published) { clock.repeats + 1 } else { 0 };
         clock.published = Some(published);
-        let Some(last) = last else { return published };
+        let (true, Some(last)) = (runs, last) else {
+            // Many encoders give the configurations ahead of it a time of 0.
+            return clock.last.map_or(published, |before| before.max(published));
+        };
         if clock.repeats >= STUCK_MIN {
             let arrived = arrived();
             let (began, began_arrived) = *clock.stuck.get_or_insert((last, arrived));
@@ -169,6 +174,20 @@ mod tests {
             assert_eq!(place(&mut timeline, Track::Video, dts), dts);
             assert_eq!(place(&mut timeline, Track::Audio, dts - 1000), dts - 1000);
         }
+        assert_eq!(timeline.fixed, 0);
+    }
+
+    #[test]
+    fn configurations_of_time_0_do_not_move_a_clock_that_runs_for_hours() {
+        let mut timeline = Timeline::default();
+        for track in [Track::Data, Track::Video, Track::Audio] {
+            let mut word = unit(track, Kind::Config, 0);
+            timeline.place(&mut word, || 0);
+            assert_eq!(word.dts_90k, 0);
+        }
+        let hours = 5 * 3_600 * CLOCK_HZ;
+        assert_eq!(place(&mut timeline, Track::Video, hours), hours);
+        assert_eq!(place(&mut timeline, Track::Audio, hours + 900), hours + 900);
         assert_eq!(timeline.fixed, 0);
     }
 
