@@ -3,14 +3,12 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use protocols::media::flv::{Demux, TagType, take_tag};
-use protocols::media::{Container, Kind, Unit, mux};
-use protocols::rtmp::client::{Publisher, Target};
+use protocols::media::{Container, Kind, Unit};
 
-use crate::PATIENCE;
+use crate::{PATIENCE, Publisher};
 
 /// FLV bytes as they came, in tags.
 #[derive(Debug)]
@@ -149,23 +147,6 @@ pub fn push_rtmp(port: u16, name: &str, units: &[Unit], container: Container) {
 
 /// Pushes the units at their own pace.
 pub fn push_rtmp_all(port: u16, name: &str, units: &[Unit], container: Container) {
-    let target = Target::parse(&format!("rtmp://127.0.0.1:{port}/live/{name}")).expect("a target");
-    let mut publisher = Publisher::new(target, &[7; 32]);
-    let (mut socket, mut unread) = (connect(port), BytesMut::new());
-    while !publisher.is_ready() {
-        socket.write_all(&publisher.take()).expect("to send");
-        let mut buffer = [0; 8192];
-        let read = socket.read(&mut buffer).expect("an answer");
-        assert!(read > 0, "the gateway closed the connection");
-        unread.extend_from_slice(&buffer[..read]);
-        while publisher.receive(&mut unread).expect("RTMP").is_some() {}
-    }
-    let mut out = BytesMut::from(&publisher.take()[..]);
-    let (mut mux, began) = (mux(container), Instant::now());
-    for unit in units {
-        mux.unit(unit, &mut out);
-        let due = Duration::from_micros(u64::try_from(unit.dts_90k.max(0)).expect("a time") * 100 / 9);
-        std::thread::sleep(due.saturating_sub(began.elapsed()));
-        socket.write_all(&out.split()).expect("to send");
-    }
+    let mut camera = Publisher::publish_as(port, name, container);
+    camera.send_in_time(units.iter().cloned()).expect("to send");
 }

@@ -25,9 +25,11 @@ mod nats;
 mod peer;
 mod ports;
 mod post;
+mod publisher;
 mod slow_line;
 mod stand_in;
 mod upstream;
+mod viewer;
 
 pub use browser::Browser;
 pub use certificates::{Authority, Certificate};
@@ -39,9 +41,11 @@ pub use nats::NatsServer;
 pub use peer::{Child, aiortc, newer_ffmpeg, python, run, run_ok, shell};
 pub use ports::free_port;
 pub use post::{Post, PostReceiver, Reply};
-pub use slow_line::slow_line;
+pub use publisher::{Clip, Publisher, paced};
+pub use slow_line::{slow_line, slow_line_back};
 pub use stand_in::{Act, Published, StandIn};
 pub use upstream::{Mosquitto, Receiver};
+pub use viewer::{Door, Viewer, Viewing};
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

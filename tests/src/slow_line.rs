@@ -4,21 +4,35 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use crate::viewer::narrow;
+
 /// Bytes moved at a time.
 const PIECE: usize = 4096;
+/// What the kernel may hold in between, bytes.
+const BUFFER: usize = 32 << 10;
 
 /// Carries connections to `to` at `bits_per_second` there, and as fast as it goes back. Answers its port.
 pub fn slow_line(to: u16, bits_per_second: u64) -> u16 {
+    line(to, Some(bits_per_second), None)
+}
+
+/// The other way round: slow is what comes back.
+pub fn slow_line_back(to: u16, bits_per_second: u64) -> u16 {
+    line(to, None, Some(bits_per_second))
+}
+
+fn line(to: u16, there: Option<u64>, back: Option<u64>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("its address").port();
     // What the kernel would hold in between is no line's.
-    rustix::net::sockopt::set_socket_recv_buffer_size(&listener, 32 << 10).expect("a small buffer");
+    rustix::net::sockopt::set_socket_recv_buffer_size(&listener, BUFFER).expect("a small buffer");
     std::thread::spawn(move || {
         for near in listener.incoming().map_while(Result::ok) {
-            let Ok(far) = TcpStream::connect(("127.0.0.1", to)) else { continue };
+            let far = if back.is_some() { narrow(to, BUFFER) } else { TcpStream::connect(("127.0.0.1", to)) };
+            let Ok(far) = far else { continue };
             let (Ok(near_back), Ok(far_back)) = (near.try_clone(), far.try_clone()) else { continue };
-            std::thread::spawn(move || carry(near, far, Some(bits_per_second)));
-            std::thread::spawn(move || carry(far_back, near_back, None));
+            std::thread::spawn(move || carry(near, far, there));
+            std::thread::spawn(move || carry(far_back, near_back, back));
         }
     });
     port

@@ -14,6 +14,46 @@ fn every_capability_has_a_test_that_exists() {
     let text = read("docs/capabilities.md");
     let rows: Vec<&str> = text.lines().filter(|l| l.starts_with("| ") && !l.starts_with("| capability")).collect();
     assert!(rows.len() >= 20, "{} rows", rows.len());
+    let sources = sources();
+    for row in rows {
+        let cells: Vec<&str> = row.trim().trim_matches('|').split('|').map(str::trim).collect();
+        assert_eq!(cells.len(), 5, "capability, how, test, figure, how to repeat: {row}");
+        let tests: Vec<&str> = cells[2].split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "no test: {row}");
+        for test in tests {
+            exists(&sources, test, row);
+        }
+    }
+}
+
+/// `docs/complaints.md`: each of the 22 groups once, with tests that exist, or said openly not to be there.
+#[test]
+fn every_complaint_has_a_test_that_exists() {
+    let text = read("docs/complaints.md");
+    let rows: Vec<&str> = text.lines().filter(|l| l.starts_with("| ") && !l.starts_with("| #")).collect();
+    let sources = sources();
+    let (mut numbers, mut absent) = (Vec::new(), Vec::new());
+    for row in rows {
+        let cells: Vec<&str> = row.trim().trim_matches('|').split('|').map(str::trim).collect();
+        assert_eq!(cells.len(), 4, "number, complaint, what Sluicegate does, test: {row}");
+        let number: u32 = cells[0].parse().unwrap_or_else(|e| panic!("{e}: {row}"));
+        numbers.push(number);
+        assert!(cells[1].contains('#') || cells[1].contains("CVE-"), "no thread is named: {row}");
+        let tests: Vec<&str> = cells[3].split('`').skip(1).step_by(2).collect();
+        if tests.is_empty() {
+            assert!(cells[2].starts_with("**Not there**") && cells[3] == "none", "no test: {row}");
+            absent.push(number);
+        }
+        for test in tests {
+            exists(&sources, test, row);
+        }
+    }
+    assert_eq!(numbers, (1..=22).collect::<Vec<_>>());
+    assert!(absent.iter().all(|number| [10, 11, 12, 15].contains(number)), "{absent:?}");
+}
+
+/// The Rust text of all crates.
+fn sources() -> String {
     let mut sources = String::new();
     let mut folders = vec![
         root().join("tests"),
@@ -32,16 +72,12 @@ fn every_capability_has_a_test_that_exists() {
             }
         }
     }
-    for row in rows {
-        let cells: Vec<&str> = row.trim().trim_matches('|').split('|').map(str::trim).collect();
-        assert_eq!(cells.len(), 5, "capability, how, test, figure, how to repeat: {row}");
-        let tests: Vec<&str> = cells[2].split('`').skip(1).step_by(2).collect();
-        assert!(!tests.is_empty(), "no test: {row}");
-        for test in tests {
-            let name = test.rsplit("::").next().unwrap_or(test);
-            assert!(sources.contains(&format!("fn {name}(")), "there is no test `{test}`: {row}");
-        }
-    }
+    sources
+}
+
+fn exists(sources: &str, test: &str, row: &str) {
+    let name = test.rsplit("::").next().unwrap_or(test);
+    assert!(sources.contains(&format!("fn {name}(")), "there is no test `{test}`: {row}");
 }
 
 /// Every relative link of every document leads somewhere.

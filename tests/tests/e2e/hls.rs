@@ -4,7 +4,6 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use serde_json::Value;
 use sluicegate_tests::camera::{self, AAC, H264_REORDERED};
@@ -249,7 +248,14 @@ fn hostile_requests_for_hls_get_their_answer_and_hurt_nobody() {
             socket
         })
         .collect();
-    std::thread::sleep(Duration::from_secs(2));
+    // Held up by every reader: what waits in their own buffers has not grown for ten looks.
+    let (mut waiting, mut looks) = (0, 0);
+    wait_for("the gateway to stop at full buffers", PATIENCE, || {
+        let now = stalled.iter().map(|socket| rustix::io::ioctl_fionread(socket).unwrap()).sum();
+        looks = if now == waiting { looks + 1 } else { 0 };
+        waiting = now;
+        (waiting > 0 && looks >= 10).then_some(())
+    });
     let grown = gateway.rss_kib().saturating_sub(before);
     assert!(grown < 24 * 1024, "{grown} KiB for 100 readers that read nothing");
     drop(stalled);

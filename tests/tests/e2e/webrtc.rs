@@ -82,6 +82,7 @@ fn until(browser: &Browser, name: &str, condition: &str) -> Value {
         }
         let failed = || browser.run("return window.failed ?? null");
         assert!(began.elapsed() < PATIENCE, "waited for {what}: {seen:#} {}", failed());
+        // A browser counts frames and packets only when it is asked (getStats); it has no event for them.
         std::thread::sleep(Duration::from_millis(100));
     }
 }

@@ -86,6 +86,7 @@ async fn a_clean_start_forgets_and_an_expiry_ends() {
     drop(door.up(expiring(new("c"), 1)).await);
     tokio::time::timeout(Duration::from_secs(5), async {
         while door.broker.stat().sessions > 0 {
+            // Nobody is told of the end of a session without a connection: looking is all there is.
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     })

@@ -1,0 +1,114 @@
+//! What streams and sessions leave behind: nothing.
+
+use std::net::Shutdown;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use protocols::media::{Container, Kind, Track, Unit};
+use sluicegate_tests::{Door, Gateway, Options, PATIENCE, Publisher, Viewer, wait_for};
+
+use super::{size, snippet};
+
+/// Sessions at a time.
+const WORKERS: usize = 8;
+/// Names that are published before memory is looked at: as many cameras as the gateway remembers, and more.
+const WARM: usize = 700;
+/// The store's page cache: the first thousands of names fill it, whatever they are, and it grows no further.
+const CACHE_KIB: u64 = 8 * 1024;
+
+/// What the process holds.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    rss_kib: u64,
+    threads: usize,
+    descriptors: usize,
+}
+
+impl Held {
+    fn of(gateway: &Gateway) -> Self {
+        let count = |what: &str| std::fs::read_dir(format!("/proc/{}/{what}", gateway.child.pid())).unwrap().count();
+        Self { rss_kib: gateway.rss_kib(), threads: count("task"), descriptors: count("fd") }
+    }
+
+    /// When the last session is over: no connection, no stream.
+    fn after_all(gateway: &Gateway) -> Self {
+        let connections = "sluicegate_connections{adapter=\"media\"}";
+        wait_for("the end of all sessions", PATIENCE, || {
+            let over = gateway.metric(connections) == 0.0 && gateway.get("/api/v1/streams") == "[]";
+            over.then_some(())
+        });
+        Self::of(gateway)
+    }
+
+    fn is_as(self, before: Self, percent: u64, more_kib: u64) {
+        let most = before.rss_kib * (100 + percent) / 100 + more_kib;
+        assert!(self.rss_kib <= most, "{self:?} after {before:?}: more than {percent} % more memory");
+        assert_eq!((self.threads, self.descriptors), (before.threads, before.descriptors), "threads and descriptors");
+    }
+}
+
+fn options() -> Options {
+    Options::default().with("[stream]\ngrace_seconds = 0\nsources_max = 2000")
+}
+
+/// Connects, publishes, plays by either door, leaves; as often as told, under the names that `name` gives.
+fn sessions(gateway: &Gateway, count: usize, name: impl Fn(usize) -> String + Sync) {
+    let media = gateway.options.media;
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..WORKERS {
+            scope.spawn(|| {
+                let (_, units) = snippet(6);
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    if at >= count {
+                        return;
+                    }
+                    session(media, &name(at), at, &units);
+                }
+            });
+        }
+    });
+}
+
+/// By turns over either door, and with a goodbye or without.
+fn session(media: u16, name: &str, at: usize, units: &[Unit]) {
+    let door = if at.is_multiple_of(2) { Door::HttpFlv } else { Door::Rtmp };
+    let mut camera = Publisher::open(media, name, Container::Rtmp).unwrap_or_else(|e| panic!("live/{name}: {e}"));
+    for unit in units {
+        camera.send(unit).expect("to send");
+    }
+    let mut viewer = Viewer::open(media, door, name);
+    assert_eq!(viewer.next_of(Track::Video).expect("a picture").kind, Kind::Key);
+    // Half of them say goodbye, half just go.
+    if at % 4 < 2 {
+        camera.socket.shutdown(Shutdown::Both).expect("a goodbye");
+    }
+}
+
+#[test]
+fn ten_thousand_names_leave_no_memory_behind() {
+    let gateway = Gateway::start(options());
+    sessions(&gateway, WARM, |n| format!("warm-{n}"));
+    let before = Held::after_all(&gateway);
+    let things = gateway.metric("sluicegate_things{}");
+    sessions(&gateway, size(1_500, 10_000), |n| format!("camera-{n}"));
+    Held::after_all(&gateway).is_as(before, 5, CACHE_KIB);
+    // And no table has them any more.
+    assert!(gateway.metric("sluicegate_things{}") <= things.max(512.0), "things are forgotten");
+    assert!(gateway.metric("sluicegate_things_online{}") < 0.5, "nobody is left online");
+    let figures = gateway.get("/metrics");
+    let named = figures.lines().find(|line| line.contains("live/camera-") || line.contains("live/warm-"));
+    assert_eq!(named, None, "no figure has its name");
+    gateway.stop();
+}
+
+#[test]
+fn forty_thousand_sessions_leave_memory_threads_and_descriptors_as_they_were() {
+    let gateway = Gateway::start(options());
+    let name = |n: usize| format!("gate-{}", n % 64);
+    sessions(&gateway, WARM, name);
+    let before = Held::after_all(&gateway);
+    sessions(&gateway, size(2_000, 40_000), name);
+    Held::after_all(&gateway).is_as(before, 2, 0);
+    gateway.stop();
+}
