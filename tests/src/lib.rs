@@ -42,7 +42,7 @@ pub use peer::{Child, aiortc, newer_ffmpeg, python, run, run_ok, shell};
 pub use ports::free_port;
 pub use post::{Post, PostReceiver, Reply};
 pub use publisher::{Clip, Publisher, paced};
-pub use slow_line::{slow_line, slow_line_back};
+pub use slow_line::{slow_line, slow_line_back, swallowing_line};
 pub use stand_in::{Act, Published, StandIn};
 pub use upstream::{Mosquitto, Receiver};
 pub use viewer::{Door, Viewer, Viewing};

@@ -2,8 +2,10 @@
 //! host, and what becomes of data when connections and processes break.
 
 use super::dialects::{self, Relay, says};
+use std::sync::atomic::Ordering;
+
 use serde_json::{Value, json};
-use sluicegate_tests::{Gateway, Mosquitto, Options, PATIENCE, Receiver, run_ok, wait_for};
+use sluicegate_tests::{Gateway, Mosquitto, Options, PATIENCE, Receiver, run_ok, swallowing_line, wait_for};
 
 const DEVICE: &str =
     "[[device]]\nid = \"tank-1\"\nproduct = \"generic\"\n[[device]]\nid = \"relay-1\"\nproduct = \"relay-switch\"\n";
@@ -194,4 +196,31 @@ fn what_a_broken_connection_may_have_swallowed_comes_again_as_historical() {
     host.until("what was not sure", PATIENCE, has(5.0, Some(true)));
     gateway.stop();
     numbered_without_a_hole(&host.seen);
+}
+
+#[test]
+fn what_a_line_swallowed_before_anybody_noticed_is_not_lost() {
+    let broker = Mosquitto::start();
+    let (port, swallows) = swallowing_line(broker.port);
+    let mut host = Receiver::sparkplug(broker.port, "sluicegate");
+    let more = format!("keep_alive_seconds = 5\n{DEVICE}");
+    let gateway = Gateway::start(Options::default().upstream(port, "sparkplug").with(&more));
+    born(&mut host, 0);
+    level(&gateway, 0);
+    host.until("the first", PATIENCE, has(0.0, None));
+    swallows.store(true, Ordering::Relaxed);
+    // All of it is written well, into nothing.
+    (1..5).for_each(|n| level(&gateway, n));
+    let connected = || gateway.get("/api/v1/upstreams").contains("\"connected\":true");
+    assert!(connected(), "nobody has noticed yet");
+    wait_for("the loss to be noticed", PATIENCE, || (!connected()).then_some(()));
+    swallows.store(false, Ordering::Relaxed);
+    died(&mut host, 0);
+    born(&mut host, 1);
+    host.until("the last", PATIENCE, has(4.0, Some(true)));
+    gateway.stop();
+    numbered_without_a_hole(&host.seen);
+    let mut all: Vec<f64> = values(&host.seen, "tank-1", "level").iter().map(|(value, _)| *value).collect();
+    all.dedup();
+    assert!(all.ends_with(&[1.0, 2.0, 3.0, 4.0]), "{all:?}");
 }

@@ -80,7 +80,8 @@ impl Sender {
                 if backlog {
                     limits.records = self.pace.records_max(limits.records);
                     // Where a message is a publication of its own, a batch leaves room for what comes.
-                    if !self.dialect.accounts() && !destination::gathers(self.place.scheme) {
+                    let alone = !self.dialect.accounts() && !self.dialect.at_most_once();
+                    if alone && !destination::gathers(self.place.scheme) {
                         limits.records = limits.records.min((max / 2).max(1));
                     }
                 }
