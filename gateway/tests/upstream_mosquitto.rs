@@ -253,6 +253,7 @@ impl Platform {
             session_expiry: Duration::ZERO,
             window: 20,
             will: None,
+            sasl: config::Sasl::default(),
             token: None,
             content_type: "",
         };

@@ -113,6 +113,11 @@ fn start_log(filter: &str, quiet_by_default: bool) {
         Ok(off) => filter.add_directive(off),
         Err(_) => filter,
     };
+    // What it says, a line a connection, the upstream says once.
+    let filter = match "rskafka=off".parse() {
+        Ok(off) => filter.add_directive(off),
+        Err(_) => filter,
+    };
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true);
     if std::env::var_os("JOURNAL_STREAM").is_some() {
         log.without_time().with_ansi(false).init();

@@ -10,7 +10,7 @@ use protocols::Wire;
 
 use super::load::Loaded;
 use super::problem::{Places, Problem, Problems};
-use super::{Adapter, Alink, Config, Dialect, MqttVersion, Sparkplug, Upstream, rules};
+use super::{Adapter, Alink, Config, Dialect, MqttVersion, Sasl, Sparkplug, Upstream, rules};
 use crate::credentials;
 use crate::devices::Declared;
 use crate::edge::Scope;
@@ -394,8 +394,15 @@ impl Check<'_> {
         if !place.scheme.is_mqtt() && upstream.mqtt_version != MqttVersion::default() {
             self.problem(format!("{key}.mqtt_version"), "only MQTT has one");
         }
-        if place.scheme.is_mqtt() && upstream.token_file.is_some() {
-            self.problem(format!("{key}.token_file"), "MQTT has a name and a password: username, password_file");
+        if (place.scheme.is_mqtt() || place.scheme.is_kafka()) && upstream.token_file.is_some() {
+            self.problem(format!("{key}.token_file"), "here it is a name and a password: username, password_file");
+        }
+        if place.scheme.is_kafka() && place.topic().is_none() {
+            let why = "write kafka://HOST[:PORT]/TOPIC; a topic has letters, digits, `.`, `_` and `-`, 243 at most";
+            self.problem(format!("{key}.url"), why);
+        }
+        if !place.scheme.is_kafka() && upstream.sasl != Sasl::default() {
+            self.problem(format!("{key}.sasl"), "only Kafka has it");
         }
     }
 

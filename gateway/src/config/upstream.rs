@@ -11,7 +11,7 @@ use serde::Deserialize;
 pub struct Upstream {
     pub name: String,
     /// Where it is and how it is spoken to: `mqtt`, `mqtts`, `ws`, `wss` (MQTT over WebSocket), `http`, `https`, `nats`,
-    /// `nats+tls`, then `://HOST[:PORT][/PATH]`.
+    /// `nats+tls`, then `://HOST[:PORT][/PATH]`; `kafka`, `kafka+tls`, then `://HOST[:PORT],…[/TOPIC]`.
     pub url: String,
     /// Of MQTT: `5` or `3.1.1`.
     #[serde(default)]
@@ -22,6 +22,9 @@ pub struct Upstream {
     pub username: Option<String>,
     pub password_file: Option<PathBuf>,
     pub password_env: Option<String>,
+    /// How Kafka is shown the name and password: `plain`, `scram-sha-256`, `scram-sha-512`.
+    #[serde(default)]
+    pub sasl: Sasl,
     /// Instead of name and password, where the destination takes one (HTTP, NATS): a bearer token.
     pub token_file: Option<PathBuf>,
     /// Certificate authorities, PEM; absent: the built-in web roots.
@@ -94,6 +97,19 @@ pub enum MinQuality {
     /// All but values of the wrong type and of properties that the model does not know.
     Uncertain,
     Good,
+}
+
+/// How a name and password are shown to Kafka.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sasl {
+    /// As they are: over TLS, or where nobody listens.
+    #[default]
+    Plain,
+    #[serde(rename = "scram-sha-256")]
+    ScramSha256,
+    #[serde(rename = "scram-sha-512")]
+    ScramSha512,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]

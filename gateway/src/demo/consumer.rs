@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::config::Sasl;
 use crate::receive::Consumer;
 use crate::threads::Tasks;
 use crate::upstream::destination::mqtt::Link;
@@ -51,6 +52,7 @@ impl Platform {
             session_expiry: Duration::from_secs(3600),
             window: WINDOW,
             will: None,
+            sasl: Sasl::default(),
             token: None,
             content_type: "",
         };

@@ -19,6 +19,7 @@ pub use table::Table;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::config::Sasl;
 use crate::threads::Tasks;
 use crate::tls::Trust;
 use crate::upstream::destination::mqtt::Link;
@@ -193,6 +194,7 @@ impl Options {
             session_expiry: Duration::from_secs(self.expiry_seconds),
             window: WINDOW,
             will: None,
+            sasl: Sasl::default(),
             token: None,
             content_type: "",
         })

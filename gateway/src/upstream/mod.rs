@@ -3,7 +3,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `destination/` | the seam to what carries the messages, one file a kind: MQTT, HTTP, NATS |
+//! | `destination/` | the seam to what carries the messages, one file a kind: MQTT, HTTP, NATS, Kafka |
 //! | `sender/` | the task: connect, fill the window, hear, try again |
 //! | `queue.rs`, `window.rs` | where a batch ends; what is sent and not yet confirmed |
 //! | `lane.rs`, `pace.rs` | live first: what comes now beside what waited, and how fast the latter goes |

@@ -27,6 +27,7 @@ mod gstreamer;
 mod hls;
 mod hostile;
 mod interop;
+mod kafka;
 mod load;
 mod pull;
 mod records;

@@ -74,6 +74,7 @@ fn dependencies_have_one_owner() {
         ("sled::", "gateway/src/bus/"),
         ("rumqttc::", "gateway/src/upstream/destination/mqtt/"),
         ("async_nats::", "gateway/src/upstream/destination/nats.rs"),
+        ("rskafka::", "gateway/src/upstream/destination/kafka.rs"),
         // The module of that name is the owner; its folder names the module.
         ("rumqttd::", "gateway/src/broker/"),
         ("coap_lite::", "protocols/src/coap/frame.rs"),

@@ -6,12 +6,15 @@
 //! | `mqtt/` (3.1.1 and 5; TCP, TLS, WebSocket) | PUBACK | by subscription |
 //! | `http.rs` (POST) | 2xx | none |
 //! | `nats.rs` (JetStream; feature `nats`) | publish acknowledgement of the stream | by subscription |
+//! | `kafka.rs` (feature `kafka`) | all replicas in sync (acks = all) | none |
 //!
 //! A connection never outlives its first error: it is [`Event::Down`], is dropped, and whoever owns the messages opens
 //! another and sends again what was not confirmed. Must not be in here: what is sent, and when to try again.
 
 mod courier;
 mod http;
+#[cfg(feature = "kafka")]
+mod kafka;
 pub mod mqtt;
 #[cfg(feature = "nats")]
 mod nats;
@@ -25,6 +28,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use device_models::Class;
 
+use crate::config::Sasl;
 use crate::http::HttpError;
 use crate::threads::Tasks;
 use crate::tls::{TlsError, Trust};
@@ -40,6 +44,8 @@ pub struct Settings {
     pub trust: Option<Trust>,
     pub client_id: String,
     pub credentials: Option<(String, String)>,
+    /// How Kafka is shown the name and password.
+    pub sasl: Sasl,
     /// Instead of a name and password: a bearer token.
     pub token: Option<String>,
     pub keep_alive: Duration,
@@ -163,13 +169,20 @@ pub(super) fn open(settings: &Settings, tasks: &Tasks) -> Result<Box<dyn Connect
         Scheme::Nats | Scheme::NatsTls => Box::new(nats::open(settings, tasks)?),
         #[cfg(not(feature = "nats"))]
         Scheme::Nats | Scheme::NatsTls => return Err(LinkError::Unsupported(without("nats"))),
+        #[cfg(feature = "kafka")]
+        Scheme::Kafka | Scheme::KafkaTls => Box::new(kafka::open(settings, tasks)?),
+        #[cfg(not(feature = "kafka"))]
+        Scheme::Kafka | Scheme::KafkaTls => return Err(LinkError::Unsupported(without("kafka"))),
     })
 }
 
 /// Why this build cannot speak to a scheme; `None`: it can.
 pub fn unsupported(scheme: Scheme) -> Option<String> {
-    let missing = matches!(scheme, Scheme::Nats | Scheme::NatsTls) && !cfg!(feature = "nats");
-    missing.then(|| without("nats"))
+    match scheme {
+        Scheme::Nats | Scheme::NatsTls if !cfg!(feature = "nats") => Some(without("nats")),
+        Scheme::Kafka | Scheme::KafkaTls if !cfg!(feature = "kafka") => Some(without("kafka")),
+        _ => None,
+    }
 }
 
 fn without(feature: &str) -> String {

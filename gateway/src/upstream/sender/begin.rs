@@ -84,6 +84,7 @@ impl Sender {
                 config::MqttVersion::V5 => Version::V5,
                 config::MqttVersion::V311 => Version::V311,
             },
+            sasl: config.sasl,
             token: match &config.token_file {
                 Some(path) => Some(secret(path).await?),
                 None => None,
