@@ -221,6 +221,7 @@ fn receive_options(broker: &Mosquitto, count: u64) -> receive::Options {
         gateway: "+".to_owned(),
         json: false,
         quiet: true,
+        acknowledge: false,
         count: Some(count),
         idle_seconds: Some(30),
         client_id: "sluicegate-receive".to_owned(),

@@ -91,6 +91,7 @@ class Consumer:
         self.seen = {}
         self.named = {}
         self.messages = self.duplicates = 0
+        self.acknowledge = lambda gateway, receipt: None
 
     # --- catalogs ---
 
@@ -249,6 +250,9 @@ class Consumer:
             self.messages += 1
             name = {"gateway": gateway, "epoch": f"{batch.epoch:016x}", "class": CLASSES[batch.cls], "seq": seq}
             print(json.dumps({**name, **message}), file=self.out, flush=True)
+        receipt = {"epoch": f"{batch.epoch:016x}", "class": CLASSES[batch.cls]}
+        receipt |= {"first": batch.first_seq, "last": batch.first_seq + batch.count - 1}
+        self.acknowledge(gateway, receipt)
 
     def missing(self):
         """Numbers below the highest that were neither delivered nor named."""
@@ -262,9 +266,13 @@ def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--broker", default="127.0.0.1:1883", help="HOST:PORT")
     options.add_argument("--gateway", default="+", help="the gateway's id; all of them without it")
+    options.add_argument("--acknowledge", action="store_true", help="tell the gateway what was printed")
     options = options.parse_args()
     consumer = Consumer(schema(), sys.stdout)
     client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="consume-py", protocol=mqtt.MQTTv5, manual_ack=True)
+
+    if options.acknowledge:
+        consumer.acknowledge = lambda gateway, receipt: client.publish(f"sg/v1/{gateway}/ack", json.dumps(receipt), qos=1)
 
     def connected(client, _userdata, _flags, reason, _properties):
         if reason.is_failure:

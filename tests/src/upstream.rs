@@ -79,10 +79,14 @@ impl Receiver {
 
     /// The consumer in Python that was written from the documentation alone.
     pub fn python(port: u16) -> Self {
+        Self::python_with(port, &[])
+    }
+
+    pub fn python_with(port: u16, more: &[&str]) -> Self {
         let folder = root().join("tests/interop");
         let python = python("interop", &folder.join("requirements.txt"));
         let mut command = Command::new(python);
-        command.arg(folder.join("consume.py")).args(["--broker", &format!("127.0.0.1:{port}")]);
+        command.arg(folder.join("consume.py")).args(["--broker", &format!("127.0.0.1:{port}")]).args(more);
         Self::of(command)
     }
 

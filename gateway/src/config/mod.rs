@@ -22,7 +22,9 @@ pub use self::media::{AudioRule, Hls, Pull, PullTransport, PullWhen, Stream, Unp
 pub use self::outlet::{AlarmEvent, Format, OverBudget, Record, Relay, When};
 pub use self::rules::{Alarm, Reporting, Rule, Take};
 pub use self::store::{SharePercent, Store, TtlHours};
-pub use self::upstream::{Alink, Compression, Dialect, Filter, MinQuality, MqttVersion, Order, Sasl, Sparkplug, Upstream};
+pub use self::upstream::{
+    Acknowledge, Alink, Compression, Dialect, Filter, MinQuality, MqttVersion, Order, Sasl, Sparkplug, Upstream,
+};
 
 /// The whole configuration: `sluicegate.toml` plus `conf.d/*.toml`.
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -10,14 +10,14 @@ use protocols::Wire;
 
 use super::load::Loaded;
 use super::problem::{Places, Problem, Problems};
-use super::{Adapter, Alink, Config, Dialect, MqttVersion, Sasl, Sparkplug, Upstream, rules};
+use super::{Acknowledge, Adapter, Alink, Config, Dialect, MqttVersion, Sasl, Sparkplug, Upstream, rules};
 use crate::credentials;
 use crate::devices::Declared;
 use crate::edge::Scope;
 use crate::intake::AdapterInfo;
 use crate::tls::ServerTls;
 use crate::transport::{self, Language, Listen};
-use crate::upstream::destination::{self, place::Place};
+use crate::upstream::destination::{self, place::Place, place::Scheme};
 
 /// Everything needed to start.
 #[derive(Debug)]
@@ -344,6 +344,9 @@ impl Check<'_> {
                     "out of range: 0 to 10000000, as is drain_kib_per_second",
                 );
             }
+            if !(1..=3600).contains(&upstream.acknowledge_seconds) {
+                self.problem(format!("{key}.acknowledge_seconds"), "out of range: 1 to 3600 s");
+            }
             if !(1..=100).contains(&upstream.inflight_max) {
                 self.problem(format!("{key}.inflight_max"), "out of range: 1 to 100 batches");
             }
@@ -390,6 +393,10 @@ impl Check<'_> {
         let known = ![product_key, device_name].iter().any(|id| id.is_empty() || id.contains(['/', '+', '#']));
         if upstream.dialect == Dialect::Alink && !(known && secret_file.is_some() && things_file.is_some()) {
             self.problem(format!("{key}.alink"), "it takes product_key, device_name, secret_file and things_file");
+        }
+        let way_back = place.scheme.is_mqtt() || matches!(place.scheme, Scheme::Nats | Scheme::NatsTls);
+        if upstream.acknowledge == Acknowledge::Receiver && !(way_back && upstream.dialect == Dialect::Native) {
+            self.problem(format!("{key}.acknowledge"), "a receiver answers `native` batches, over MQTT or NATS");
         }
         if !place.scheme.is_mqtt() && upstream.mqtt_version != MqttVersion::default() {
             self.problem(format!("{key}.mqtt_version"), "only MQTT has one");

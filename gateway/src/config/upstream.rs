@@ -44,6 +44,12 @@ pub struct Upstream {
     /// Batches sent and not yet acknowledged, 1 to 100.
     #[serde(default = "Upstream::inflight_max")]
     pub inflight_max: u16,
+    /// Whose acknowledgement counts: the `destination`'s, or the `receiver`'s behind it. Native alone.
+    #[serde(default)]
+    pub acknowledge: Acknowledge,
+    /// What the receiver has not acknowledged after this time goes again, 1 to 3600.
+    #[serde(default = "Upstream::acknowledge_seconds")]
+    pub acknowledge_seconds: u64,
     #[serde(default = "Upstream::keep_alive_seconds")]
     pub keep_alive_seconds: u64,
     /// Whether what comes now waits for what is older.
@@ -63,6 +69,17 @@ pub struct Upstream {
     /// What this destination wants; without it everything.
     #[serde(default)]
     pub filter: Filter,
+}
+
+/// Whose word it takes to forget a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Acknowledge {
+    /// The broker's, the server's.
+    #[default]
+    Destination,
+    /// The consumer's too: see `docs/native.md`.
+    Receiver,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -206,6 +223,10 @@ impl Upstream {
 
     fn inflight_max() -> u16 {
         16
+    }
+
+    fn acknowledge_seconds() -> u64 {
+        30
     }
 
     fn keep_alive_seconds() -> u64 {

@@ -60,6 +60,7 @@ figures! {
     Commands "commands_total" Counter ["result"] "Commands to things, by how they ended";
     CommandSeconds "command_duration_seconds" Histogram ["result"] "Time from an order to its outcome";
     LinkUp "link_up" Gauge ["upstream"] "1 while the upstream is connected";
+    Unanswered "unanswered_total" Counter ["upstream"] "Times that a receiver did not acknowledge in time, so that everything went again";
     LinkFailures "link_failures_total" Counter ["upstream"] "Connections to the upstream that failed or broke";
     Backlog "backlog_messages" Gauge ["upstream", "class"] "Messages the upstream does not have yet";
     BacklogOldest "backlog_oldest_seconds" Gauge ["upstream", "class"] "Age of the oldest message the upstream does not have yet, as last looked at; 0 without one";

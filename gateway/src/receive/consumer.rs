@@ -11,11 +11,14 @@ use device_models::{Body, Class, Message};
 use serde_json::Value as Json;
 
 use super::spans::Spans;
+use crate::upstream::Receipt;
 
 /// Streams (gateway, epoch, class) kept apart. A topic's author must not fill our memory.
 const STREAMS_MAX: usize = 10_000;
 /// Bytes of batches that wait for their catalog.
 const WAITING_BYTES_MAX: usize = 16 << 20;
+/// Receipts that wait to be sent.
+const RECEIPTS_MAX: usize = 10_000;
 /// Catalog revisions kept of one gateway.
 const CATALOGS_MAX: usize = 64;
 
@@ -76,6 +79,8 @@ pub struct Consumer {
     pub last_error: Option<String>,
     /// Payload bytes taken.
     pub bytes: u64,
+    /// `None`: nobody wants any.
+    receipts: Option<VecDeque<(Arc<str>, Receipt)>>,
 }
 
 // === impl Delivered ===
@@ -113,6 +118,16 @@ impl Delivered {
 impl Consumer {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// One that keeps a receipt for each native batch it has delivered.
+    pub fn with_receipts() -> Self {
+        Self { receipts: Some(VecDeque::new()), ..Self::default() }
+    }
+
+    /// The oldest receipt: a gateway, and what of its messages was delivered.
+    pub fn receipt(&mut self) -> Option<(Arc<str>, Receipt)> {
+        self.receipts.as_mut()?.pop_front()
     }
 
     /// Takes one publish and answers the messages in it that were not delivered before, in order.
@@ -197,7 +212,25 @@ impl Consumer {
             let content = Content::Native(message, Arc::clone(&catalog));
             self.deliver(&stream, seq, batch.meta.hist, content, out)?;
         }
+        let last = batch.first_seq.saturating_add(batch.count.saturating_sub(1));
+        self.keep(gateway, Receipt { epoch: stream.epoch, class: stream.class, first: batch.first_seq, last });
         Ok(())
+    }
+
+    fn keep(&mut self, gateway: &Arc<str>, receipt: Receipt) {
+        let Some(receipts) = &mut self.receipts else { return };
+        if let Some((known, before)) = receipts.back_mut()
+            && known == gateway
+            && let Some(joined) = before.joined(&receipt)
+        {
+            *before = joined;
+            return;
+        }
+        receipts.push_back((Arc::clone(gateway), receipt));
+        if receipts.len() > RECEIPTS_MAX {
+            // Its gateway sends again.
+            receipts.pop_front();
+        }
     }
 
     fn wait(&mut self, gateway: &Arc<str>, batch: Batch) -> Result<(), WireError> {

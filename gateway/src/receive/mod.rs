@@ -22,12 +22,15 @@ use tracing::{info, warn};
 use crate::config::Sasl;
 use crate::threads::Tasks;
 use crate::tls::Trust;
+use crate::upstream::Receipt;
 use crate::upstream::destination::mqtt::Link;
 use crate::upstream::destination::place::{Place, PlaceError};
-use crate::upstream::destination::{Arrival, Event, LinkError, Settings, Version};
+use crate::upstream::destination::{Arrival, Event, LinkError, Publication, Settings, Version};
 
 /// Publishes the broker may send before we acknowledge.
 const WINDOW: u16 = 100;
+/// Receipts published and not yet confirmed.
+const RECEIPTS_UNDER_WAY_MAX: usize = 32;
 /// Pause after a lost connection: doubles up to the second.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(15);
@@ -49,6 +52,9 @@ pub struct Options {
     /// Print nothing but the summary
     #[arg(long)]
     pub quiet: bool,
+    /// Tell the gateways what was printed: for upstreams with `acknowledge = "receiver"`
+    #[arg(long)]
+    pub acknowledge: bool,
     /// Stop after this many messages
     #[arg(long)]
     pub count: Option<u64>,
@@ -131,7 +137,7 @@ pub async fn run(options: Options) -> Result<Summary, ReceiveError> {
     let settings = options.settings()?;
     let tasks = Tasks::new();
     let mut receiver = Receiver {
-        consumer: Consumer::new(),
+        consumer: if options.acknowledge { Consumer::with_receipts() } else { Consumer::new() },
         table: Table::new(options.json),
         options,
         messages: 0,
@@ -220,6 +226,7 @@ impl Receiver {
                 }
                 Event::Arrived(arrival) => {
                     self.print(&arrival)?;
+                    self.say_receipts(link)?;
                     link.acknowledge(arrival)?;
                     if self.options.count.is_some_and(|count| self.messages >= count) {
                         return Ok(End::Enough);
@@ -228,9 +235,19 @@ impl Receiver {
                 Event::NotSubscribed(reason) => return Err(ReceiveError::NotSubscribed(reason)),
                 Event::Down { reason, .. } => return Ok(End::Lost(reason)),
                 Event::Subscribed => info!(url = self.options.url, "subscribed"),
-                Event::Confirmed(_) | Event::Sent | Event::Refused { .. } => {}
+                Event::Confirmed(_) | Event::Sent | Event::Refused { .. } => self.say_receipts(link)?,
             }
         }
+    }
+
+    /// After what was printed has left us: as many as may be under way, the rest when those are confirmed.
+    fn say_receipts(&mut self, link: &mut Link) -> Result<(), LinkError> {
+        while link.unconfirmed() < RECEIPTS_UNDER_WAY_MAX
+            && let Some((gateway, receipt)) = self.consumer.receipt()
+        {
+            link.publish(Publication::new(Receipt::topic(&gateway), receipt.json().into_bytes()))?;
+        }
+        Ok(())
     }
 
     fn print(&mut self, arrival: &Arrival) -> Result<(), ReceiveError> {

@@ -20,6 +20,7 @@ use super::jetlinks::JetLinks;
 use super::json::Json;
 use super::native::Native;
 use super::queue::Cut;
+use super::receipt::Receipt;
 use super::sparkplug::Sparkplug;
 use super::thinedge::ThinEdge;
 use super::things::Known;
@@ -122,6 +123,8 @@ pub(super) enum Heard {
         /// Said at once: that it is under way.
         receipt: Option<Box<Publication>>,
     },
+    /// A consumer has these messages.
+    Received(Receipt),
     /// The platform has started anew: every thing is to be introduced again.
     Introduce,
     /// The platform is to be told something.

@@ -9,6 +9,7 @@
 //! | `lane.rs`, `pace.rs` | live first: what comes now beside what waited, and how fast the latter goes |
 //! | `filter.rs` | what a destination wants |
 //! | `quarantine.rs` | what a destination will never take, set aside |
+//! | `receipt.rs` | what a consumer behind the broker says it has |
 //! | `dialect.rs` | the table of dialects, one file each: `native.rs`, `json.rs` (`own.rs`: the topics they share), `thingsboard.rs`, `jetlinks.rs`, `homeassistant.rs` (`entities.rs`: its discovery), `thinedge.rs`, `sparkplug/`, `alink/` |
 //! | `introductions.rs` | which things a platform is to be told of yet |
 //! | `down.rs`, `things.rs` | commands from upstream, and the seam to the things |
@@ -37,6 +38,7 @@ mod own;
 mod pace;
 mod quarantine;
 mod queue;
+mod receipt;
 mod sender;
 mod sparkplug;
 mod status;
@@ -48,6 +50,7 @@ mod window;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use receipt::Receipt;
 pub use status::Status;
 pub use things::{Known, Things, names};
 use tokio::sync::watch;

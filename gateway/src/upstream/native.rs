@@ -4,6 +4,7 @@ use device_models::wire::{Meta, WireError, encode_batch};
 
 use super::dialect::{Dialect, Heard, Parcel, Publication, Run, Said, Scope, Station};
 use super::own;
+use super::receipt::Receipt;
 
 #[derive(Debug)]
 pub(super) struct Native;
@@ -34,7 +35,10 @@ impl Dialect for Native {
     }
 
     fn hear(&mut self, scope: Scope<'_>, topic: &str, payload: &[u8], _stamp: i64) -> Heard {
-        own::hear(scope, topic, payload)
+        if topic != Receipt::topic(scope.gateway) {
+            return own::hear(scope, topic, payload);
+        }
+        Receipt::parse(payload).map_or_else(Heard::Unreadable, Heard::Received)
     }
 
     fn encode(&self, parcel: &Parcel<'_>) -> Result<Said, WireError> {

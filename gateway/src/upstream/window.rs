@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::lane::Lane;
 use super::queue::Cut;
+use crate::bus::Road;
 
 /// Names one batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,8 @@ struct Sent {
     bytes: u64,
     /// Publishes not yet confirmed.
     open: usize,
+    /// The numbers that its receiver has not acknowledged.
+    owed: Option<(u64, u64)>,
 }
 
 /// Consecutive numbers of a lane that are done now.
@@ -59,6 +62,14 @@ pub(super) struct Window {
     sent: [VecDeque<Sent>; Lane::COUNT],
     tokens: HashMap<u64, BatchId>,
     next: u64,
+}
+
+// === impl Sent ===
+
+impl Sent {
+    const fn is_done(&self) -> bool {
+        self.open == 0 && self.owed.is_none()
+    }
 }
 
 // === impl Window ===
@@ -92,9 +103,42 @@ impl Window {
                 single,
                 bytes,
                 open: publishes,
+                owed: None,
             });
         }
         BatchId { lane, number }
+    }
+
+    /// The batch is not done before its receiver has acknowledged these numbers.
+    pub(super) fn owes(&mut self, batch: BatchId, first: u64, last: u64) {
+        let sent = self.sent.get_mut(batch.lane.index());
+        if let Some(sent) = sent.and_then(|sent| sent.iter_mut().find(|sent| sent.number == batch.number)) {
+            sent.owed = Some((first, last));
+        }
+    }
+
+    /// A receiver has the numbers `first..=last` of a class. Whether a batch waited for that.
+    pub(super) fn received(&mut self, class: Class, first: u64, last: u64) -> bool {
+        let mut waited = false;
+        for road in [Road::Main, Road::Newest] {
+            for sent in self.sent.get_mut(Lane { class, road }.index()).into_iter().flatten() {
+                if sent.owed.is_some_and(|owed| first <= owed.0 && owed.1 <= last) {
+                    sent.owed = None;
+                    waited = true;
+                }
+            }
+        }
+        waited
+    }
+
+    /// Batches that wait for their receiver.
+    pub(super) fn owing(&self) -> usize {
+        self.sent.iter().flatten().filter(|sent| sent.owed.is_some()).count()
+    }
+
+    /// When the oldest of them was sent.
+    pub(super) fn owing_since(&self) -> Option<Instant> {
+        self.sent.iter().flatten().filter(|sent| sent.owed.is_some()).map(|sent| sent.at).min()
     }
 
     /// One publish of the batch is under way.
@@ -124,7 +168,7 @@ impl Window {
         let mut done: Option<Done> = None;
         while sent
             .front()
-            .is_some_and(|batch| batch.open == 0 && done.is_none_or(|done| done.through.wrapping_add(1) == batch.first))
+            .is_some_and(|batch| batch.is_done() && done.is_none_or(|done| done.through.wrapping_add(1) == batch.first))
         {
             let Some(batch) = sent.pop_front() else { break };
             let Sent { first, through, messages, bytes, at, .. } = batch;
@@ -160,7 +204,6 @@ mod tests {
     use device_models::{Body, Message};
 
     use super::*;
-    use crate::bus::Road;
 
     const LIVE: Lane = Lane { class: Class::Live, road: Road::Main };
     const EVENT: Lane = Lane { class: Class::Event, road: Road::Newest };
@@ -196,6 +239,23 @@ mod tests {
         assert_eq!(window.oldest_us(LIVE), Some(7));
         assert_eq!((window.confirmed(2), settled(&mut window, LIVE)), (Some(LIVE), Some((1, 20, 20, 20))));
         assert_eq!((window.confirmed(2), window.oldest_us(LIVE)), (None, None), "confirmed twice");
+    }
+
+    #[test]
+    fn what_a_receiver_owes_is_done_when_it_has_said_so_and_the_broker_has_it() {
+        let mut window = Window::default();
+        let (first, second) = (begin(&mut window, LIVE, 1, 10, 1), begin(&mut window, LIVE, 11, 20, 1));
+        window.sent(1, first);
+        window.sent(2, second);
+        window.owes(first, 1, 10);
+        window.owes(second, 11, 18);
+        assert!(window.received(Class::Live, 11, 18) && !window.received(Class::Live, 11, 18));
+        assert!(!window.received(Class::Event, 1, 10) && !window.received(Class::Live, 2, 30), "not all of it");
+        window.confirmed(1);
+        window.confirmed(2);
+        assert_eq!((settled(&mut window, LIVE), window.owing()), (None, 1));
+        assert!(window.owing_since().is_some() && window.received(Class::Live, 1, 30));
+        assert_eq!((settled(&mut window, LIVE), window.owing_since()), (Some((1, 20, 20, 20)), None));
     }
 
     #[test]

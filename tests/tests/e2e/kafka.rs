@@ -195,7 +195,9 @@ fn tls_goes_both_ways_and_an_unknown_authority_is_refused() {
         ))
     };
     let stranger = Authority::new();
-    for (options, why) in [(up(&stranger, &own), "invalid peer certificate"), (up(&authority, ""), "CertificateRequired")] {
+    for (options, why) in
+        [(up(&stranger, &own), "invalid peer certificate"), (up(&authority, ""), "CertificateRequired")]
+    {
         let gateway = Gateway::start(options);
         report(&gateway, "t-1", 1..=2);
         wait_for(why, PATIENCE, || gateway.get("/api/v1/upstreams").contains(why).then_some(()));

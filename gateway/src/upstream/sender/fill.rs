@@ -173,6 +173,9 @@ impl Sender {
             // What was left out before, between and after them goes with them.
             let through = if parts.is_empty() { span.1 } else { cut.through() };
             let batch = self.window.begin(lane, (first, through), &cut, bytes, publications.len(), now.instant);
+            if let Some(origin) = publications.first().and_then(|one| one.origin.as_ref()) {
+                self.owe(batch, origin.first, origin.last);
+            }
             first = through.saturating_add(1);
             if self.is_backlog(lane) {
                 self.pace.sent(cut.messages.len() as u64, bytes);

@@ -51,6 +51,7 @@ impl Sender {
                 self.outbox.extend(receipt.map(|receipt| (*receipt, None)));
                 self.down.take(&thing, command);
             }
+            Heard::Received(receipt) => self.received(receipt),
             Heard::Introduce => {
                 self.introductions.reset();
                 self.later.append(&mut self.outbox);
@@ -68,6 +69,17 @@ impl Sender {
             }
         }
         None
+    }
+
+    /// Before a stop: receipts alone count.
+    pub(super) fn last_arrived(&mut self, topic: &str, payload: &[u8]) {
+        if self.receipts.patience.is_none() {
+            return;
+        }
+        let scope = Scope { gateway: &self.gateway, upstream: &self.config.name };
+        if let Heard::Received(receipt) = self.dialect.hear(scope, topic, payload, self.stamp) {
+            self.received(receipt);
+        }
     }
 
     pub(super) fn confirmed(&mut self, token: u64) {

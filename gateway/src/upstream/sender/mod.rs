@@ -5,6 +5,7 @@ mod begin;
 mod figures;
 mod fill;
 mod hear;
+mod receipts;
 mod refused;
 
 use std::collections::VecDeque;
@@ -28,9 +29,12 @@ use super::introductions::Introductions;
 use super::lane::Lane;
 use super::pace::{Pace, Rates};
 use super::queue::{LIVE_MAX_US, Limits, Now, Queue, RECORDS_MAX};
+use super::receipt::Receipt;
 use super::status::Status;
 use super::things::Things;
 use super::window::{BatchId, Window};
+use receipts::Receipts;
+
 use crate::bus::{Keyed, Reader, Road};
 use crate::metrics::Metrics;
 use crate::threads::Tasks;
@@ -123,6 +127,7 @@ pub(super) struct Sender {
     store_rest: Option<Instant>,
     /// Whether this connection confirmed anything.
     useful: bool,
+    receipts: Receipts,
 }
 
 /// The catalog in use on this connection.
@@ -198,6 +203,7 @@ impl Sender {
             progress: now,
             store_rest: None,
             useful: false,
+            receipts: Receipts::new(config.acknowledge, config.acknowledge_seconds),
             config,
             place,
             trust,
@@ -330,6 +336,9 @@ impl Sender {
         for filter in self.dialect.filters(self.scope()) {
             link.subscribe(&filter)?;
         }
+        if self.receipts.patience.is_some() {
+            link.subscribe(&Receipt::topic(&self.gateway))?;
+        }
         if let Some(online) = self.station().and_then(|station| station.online) {
             link.send(online)?;
         }
@@ -374,7 +383,7 @@ impl Sender {
             }
             let room = self.room(link) && self.store_rest.is_none() && self.dialect.waits().is_none();
             let wanted = self.wanted();
-            let due = self.due(link);
+            let (due, receipt_due) = (self.due(link), self.receipt_due());
             tokio::select! {
                 event = link.next() => {
                     if let Some(end) = self.hear(link, event).await {
@@ -392,6 +401,7 @@ impl Sender {
                         return end;
                     }
                 }
+                () = tokio::time::sleep_until(receipt_due.unwrap_or(self.progress)), if receipt_due.is_some() => self.unanswered(),
                 () = self.tasks.stopping() => return End::Stopping,
             }
         }
@@ -427,7 +437,7 @@ impl Sender {
 
     /// Whether another publish may go: the outbox is bound by it, and with it everything before.
     fn room(&self, link: &dyn Connection) -> bool {
-        self.outbox.is_empty() && link.unconfirmed() < self.inflight_max()
+        self.outbox.is_empty() && link.unconfirmed() < self.inflight_max() && self.may_owe()
     }
 
     /// The lanes whose queues have room for more.
@@ -469,9 +479,10 @@ impl Sender {
             return;
         }
         let done = async {
-            while link.unconfirmed() > 0 {
+            while link.unconfirmed() > 0 || self.window.owing() > 0 {
                 match link.next().await {
                     Event::Confirmed(token) => self.confirmed(token),
+                    Event::Arrived(arrival) => self.last_arrived(&arrival.topic, &arrival.payload),
                     Event::Down { .. } => return,
                     _ => {}
                 }
