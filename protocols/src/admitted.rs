@@ -12,22 +12,34 @@ use crate::session::Identity;
 /// Pairs of device and secret one session remembers; the oldest goes first and is asked for again.
 const ENTRIES_MAX: usize = 512;
 
-/// After this long the gateway is asked again, so that a withdrawn credential ends.
+/// After this long the gateway is asked again, so that a withdrawn credential ends; where nobody says otherwise.
 const AGE_MAX: Duration = Duration::from_secs(600);
 
 type Key = (String, Option<Bytes>);
 
 /// Bounded cache of admissions.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Admitted {
+    age_max: Duration,
     by_key: BTreeMap<Key, (Identity, Instant)>,
     oldest_first: VecDeque<Key>,
 }
 
+impl Default for Admitted {
+    fn default() -> Self {
+        Self::at_most(AGE_MAX)
+    }
+}
+
 impl Admitted {
+    /// The gateway is asked again after so long.
+    pub(crate) fn at_most(age_max: Duration) -> Self {
+        Self { age_max, by_key: BTreeMap::new(), oldest_first: VecDeque::new() }
+    }
+
     pub(crate) fn get(&self, now: Instant, device: &str, secret: Option<&Bytes>) -> Option<&Identity> {
         let (identity, since) = self.by_key.get(&(device.to_owned(), secret.cloned()))?;
-        (now.saturating_duration_since(*since) < AGE_MAX).then_some(identity)
+        (now.saturating_duration_since(*since) < self.age_max).then_some(identity)
     }
 
     /// Remembers an admission; says whether the pair was unknown or forgotten.

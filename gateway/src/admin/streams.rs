@@ -1,7 +1,8 @@
 //! The API's streams: one, its viewers, closing either, a link for the console's player; and the same in LKM's words.
 //!
 //! LKM's answers are always 200 with `{"code", "msg", "data"}`; a stream or viewer that is not there is no error to it.
-//! Viewers of HLS, RTSP and WebRTC are counted in the stream, not listed here.
+//! Viewers of HLS are sessions, as their playlists tell; those of RTSP over UDP and of WebRTC are counted in the stream, not listed
+//! here.
 
 use axum::Json;
 use axum::body::Bytes;
@@ -137,7 +138,7 @@ async fn sink_list(State(console): State<Console>, body: Result<Bytes, BytesReje
     let sink = |viewer: ViewerInfo| {
         json!({
             "id": sink_id(&viewer),
-            "protocol": if viewer.container.starts_with("rt") { viewer.container } else { "flv" },
+            "protocol": if viewer.container.ends_with("flv") { "flv" } else { viewer.container },
             "time": time_text(viewer.since_us),
             "bitrate": "",
             "tracks": null,

@@ -87,19 +87,24 @@ impl AdapterView {
 
 fn audience(services: &Services) -> Audience {
     let [viewers, close, close_viewer] = [0; 3].map(|_| services.streams.clone());
+    let [hls, closing] = [0; 2].map(|_| services.hls.clone());
     let gatekeeper = Arc::clone(&services.gatekeeper);
     Audience {
         viewers: Box::new(move |stream| {
-            let streams = viewers.clone();
-            Box::pin(async move { streams.viewers(&stream).await })
+            let (streams, hls) = (viewers.clone(), hls.clone());
+            Box::pin(async move {
+                let mut all = streams.viewers(&stream).await;
+                all.append(&mut hls.viewers(&stream));
+                all
+            })
         }),
         close: Box::new(move |stream| {
             let streams = close.clone();
             Box::pin(async move { streams.end(&stream).await })
         }),
         close_viewer: Box::new(move |stream, id| {
-            let streams = close_viewer.clone();
-            Box::pin(async move { streams.close_viewer(&stream, id).await })
+            let (streams, hls) = (close_viewer.clone(), closing.clone());
+            Box::pin(async move { hls.close_viewer(&stream, id) || streams.close_viewer(&stream, id).await })
         }),
         link: Box::new(move |stream| gatekeeper.link(stream)),
     }

@@ -1,6 +1,7 @@
 //! One stream that is watched as HLS: its task, its viewers, and those who wait for what comes next.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +23,10 @@ const VIEWERS_MAX: usize = 10_000;
 const VIEWER_TARGETS: u32 = 3;
 /// Units taken off the tap before anybody is told of them.
 const BATCH_MAX: usize = 1_024;
+/// A viewer that was closed gets no playlist for so long: a player that does not give up comes back as a new one.
+const CLOSED_FOR: Duration = Duration::from_secs(60);
+/// Closed viewers that are remembered; beyond them the list begins anew.
+const CLOSED_MAX: usize = 1_000;
 /// How often viewers are counted and idleness is looked at.
 const EVERY: Duration = Duration::from_secs(1);
 /// Parts a second a stream may have on the average over its life: numbers begin at the time, so that none comes twice.
@@ -48,8 +53,18 @@ pub(super) struct Channel {
 #[derive(Debug)]
 struct Audience {
     last: Instant,
-    /// When each viewer last asked for a playlist.
-    viewers: HashMap<u64, Instant>,
+    viewers: HashMap<u64, Viewer>,
+    closed: HashMap<u64, Instant>,
+}
+
+/// One viewer, as its playlists tell.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Viewer {
+    /// When it last asked for a playlist.
+    last: Instant,
+    pub(super) peer: Option<SocketAddr>,
+    /// Microseconds since 1970 UTC.
+    pub(super) since_us: i64,
 }
 
 impl Channel {
@@ -59,7 +74,7 @@ impl Channel {
         Self {
             ring: Mutex::new(Ring::new(rules, numbers.1)),
             changes: watch::channel(()).0,
-            audience: Mutex::new(Audience { last: Instant::now(), viewers: HashMap::new() }),
+            audience: Mutex::new(Audience { last: Instant::now(), viewers: HashMap::new(), closed: HashMap::new() }),
             numbers,
         }
     }
@@ -77,15 +92,41 @@ impl Channel {
     }
 
     /// Somebody asks for a playlist.
-    pub(super) fn asked(&self, viewer: Option<u64>) {
+    pub(super) fn asked(&self, viewer: Option<u64>, peer: Option<SocketAddr>) -> Result<(), Refusal> {
         let now = Instant::now();
         let mut audience = self.audience();
-        audience.last = now;
-        if let Some(viewer) = viewer
-            && (audience.viewers.len() < VIEWERS_MAX || audience.viewers.contains_key(&viewer))
-        {
-            audience.viewers.insert(viewer, now);
+        if viewer.and_then(|viewer| audience.closed.get(&viewer)).is_some_and(|at| at.elapsed() < CLOSED_FOR) {
+            return Err(Refusal::Forbidden("this viewer was closed".to_owned()));
         }
+        audience.last = now;
+        let room = audience.viewers.len() < VIEWERS_MAX;
+        match viewer.and_then(|viewer| audience.viewers.get_mut(&viewer)) {
+            Some(known) => known.last = now,
+            None if room => {
+                let new = Viewer { last: now, peer, since_us: clock::now_us() };
+                audience.viewers.extend(viewer.map(|viewer| (viewer, new)));
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Who watches, by number.
+    pub(super) fn audience_now(&self) -> Vec<(u64, Viewer)> {
+        self.audience().viewers.iter().map(|(viewer, known)| (*viewer, *known)).collect()
+    }
+
+    /// One viewer is to go; `false` when there is none of this number.
+    pub(super) fn dismiss(&self, viewer: u64) -> bool {
+        let mut audience = self.audience();
+        if audience.viewers.remove(&viewer).is_none() {
+            return false;
+        }
+        if audience.closed.len() >= CLOSED_MAX {
+            audience.closed.clear();
+        }
+        audience.closed.insert(viewer, Instant::now());
+        true
     }
 
     /// What is there at once or not at all.
@@ -138,7 +179,7 @@ impl Channel {
     fn count(&self) -> (usize, Duration) {
         let patience = VIEWER_TARGETS * Duration::from_secs(self.ring().target_seconds().unsigned_abs());
         let mut audience = self.audience();
-        audience.viewers.retain(|_, last| last.elapsed() <= patience.max(3 * EVERY));
+        audience.viewers.retain(|_, viewer| viewer.last.elapsed() <= patience.max(3 * EVERY));
         (audience.viewers.len(), audience.last.elapsed())
     }
 

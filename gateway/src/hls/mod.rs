@@ -13,6 +13,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,11 +22,11 @@ use protocols::hls::{Body, Content, Piece};
 use protocols::media::StreamName;
 use tokio::sync::Semaphore;
 
-use self::channel::{Channel, Verdict};
+use self::channel::{Channel, Verdict, Viewer};
 use crate::clock;
 use crate::config;
 use crate::metrics::{Figure, Metrics, Sample};
-use crate::stream::{StreamCore, TapKind, TapRules};
+use crate::stream::{StreamCore, TapKind, TapRules, ViewerInfo};
 use crate::threads::Tasks;
 
 /// Memory below which a stream is not worth opening: about a segment of an ordinary camera, bytes.
@@ -87,19 +88,43 @@ impl Hls {
         self.shared.channels().contains_key(stream)
     }
 
+    /// Who watches the stream as HLS, as its playlists tell: sessions, not connections.
+    pub fn viewers(&self, stream: &StreamName) -> Vec<ViewerInfo> {
+        let channel = self.shared.channels().get(stream).cloned();
+        let all = channel.map(|channel| channel.audience_now()).unwrap_or_default();
+        let mut all: Vec<ViewerInfo> = all.into_iter().map(|(viewer, known)| listed(viewer, known)).collect();
+        all.sort_by_key(|viewer| viewer.since_us);
+        all
+    }
+
+    /// Gives a viewer no more playlists; `false` when there is none of this number.
+    pub fn close_viewer(&self, stream: &StreamName, id: u64) -> bool {
+        let channel = self.shared.channels().get(stream).cloned();
+        channel.is_some_and(|channel| {
+            let own = channel.audience_now().into_iter().find(|(viewer, _)| number_of(*viewer) == id);
+            own.is_some_and(|(viewer, _)| channel.dismiss(viewer))
+        })
+    }
+
     /// A playlist or a piece, once it is there.
-    pub async fn fetch(self, stream: StreamName, piece: Piece, carried: String, player: u64) -> Result<Body, Refusal> {
+    pub async fn fetch(
+        self,
+        stream: StreamName,
+        piece: Piece,
+        carried: String,
+        (player, peer): (u64, Option<SocketAddr>),
+    ) -> Result<Body, Refusal> {
         let shared = &self.shared;
         shared.metrics.add(Figure::HlsRequests, &[name_of(piece)], 1);
         let outcome = match piece {
             Piece::Multivariant | Piece::Media { .. } => match shared.open(&stream).await {
-                Ok(channel) => shared.piece(&channel, piece, &carried, player).await,
+                Ok(channel) => shared.piece(&channel, piece, &carried, (player, peer)).await,
                 Err(refusal) => Err(refusal),
             },
             Piece::Init(_) | Piece::Segment(_) | Piece::Part(_) => {
                 let channel = shared.channels().get(&stream).cloned();
                 match channel {
-                    Some(channel) => shared.piece(&channel, piece, &carried, player).await,
+                    Some(channel) => shared.piece(&channel, piece, &carried, (player, peer)).await,
                     None => Err(Refusal::NotFound(format!("stream {stream} is not kept"))),
                 }
             }
@@ -167,16 +192,22 @@ impl Shared {
         }
     }
 
-    async fn piece(&self, channel: &Channel, piece: Piece, carried: &str, player: u64) -> Result<Body, Refusal> {
+    async fn piece(
+        &self,
+        channel: &Channel,
+        piece: Piece,
+        carried: &str,
+        (player, peer): (u64, Option<SocketAddr>),
+    ) -> Result<Body, Refusal> {
         let media = |chunks| Body { content: Content::Media, chunks };
         let playlist = |text| Body { content: Content::Playlist, chunks: vec![text] };
         match piece {
             Piece::Multivariant => {
-                channel.asked(None);
+                channel.asked(None, peer)?;
                 channel.wait(&self.waiting, |ring| ring.multivariant(carried, player).into()).await.map(playlist)
             }
             Piece::Media { viewer, wait } => {
-                channel.asked(Some(viewer));
+                channel.asked(Some(viewer), peer)?;
                 channel.wait(&self.waiting, |ring| ring.media(carried, wait)).await.map(playlist)
             }
             Piece::Init(number) => channel.now(|ring| ring.init(number)).map(|init| media(vec![init])),
@@ -208,6 +239,19 @@ impl<T> From<Option<T>> for Verdict<T> {
     fn from(found: Option<T>) -> Self {
         found.map_or(Self::NotYet, Self::Ready)
     }
+}
+
+/// Numbers of viewers begin here, above all others and within what JSON holds exactly.
+const NUMBERS: u64 = 1 << 52;
+
+fn number_of(viewer: u64) -> u64 {
+    NUMBERS | viewer & (NUMBERS - 1)
+}
+
+fn listed(viewer: u64, Viewer { peer, since_us, .. }: Viewer) -> ViewerInfo {
+    let (id, container, hevc) = (number_of(viewer), "hls", "enhanced");
+    let (thread, bytes, tags, lag_ms, skips, written_us) = (String::new(), 0, 0, 0, 0, 0);
+    ViewerInfo { id, peer, container, hevc, thread, since_us, bytes, tags, lag_ms, skips, written_us }
 }
 
 fn name_of(piece: Piece) -> &'static str {

@@ -66,6 +66,8 @@ pub(super) struct Muxer {
     state: State,
     next_segment: u64,
     next_part: u64,
+    /// What no segment is longer than, 1/90,000 s; known with the first.
+    limit_90k: Option<i64>,
     /// The next segment does not go on where the last one ended.
     broken: bool,
     strange: u32,
@@ -88,6 +90,9 @@ struct Running {
     span_90k: i64,
     bytes: u64,
     first: bool,
+    limit_90k: Option<i64>,
+    /// The open segment began where nothing can start.
+    adrift: bool,
 }
 
 impl Muxer {
@@ -103,6 +108,7 @@ impl Muxer {
             state: State::Gathering(Vec::new()),
             next_segment: segment,
             next_part: part,
+            limit_90k: None,
             broken: false,
             strange: 0,
         }
@@ -150,6 +156,8 @@ impl Muxer {
     pub(super) fn gap(&mut self, out: &mut Vec<Step>) {
         if let State::Running(running) = &mut self.state {
             running.finish(&mut self.next_part, out);
+            running.settle(self.segment_90k);
+            self.limit_90k = running.limit_90k;
             out.push(Step::Whole);
             self.broken = true;
         }
@@ -219,6 +227,8 @@ impl Muxer {
             span_90k: 0,
             bytes: 0,
             first: true,
+            limit_90k: self.limit_90k,
+            adrift: false,
         });
         for unit in units {
             self.unit(unit, out);
@@ -245,15 +255,25 @@ impl Running {
         let span = self.span_90k + ready;
         // Groups of pictures are not exactly as long as they were planned.
         let enough = if self.first { FIRST_MIN.min(segment_90k) } else { segment_90k - segment_90k / 10 };
-        let too_much = span >= LONGEST || self.bytes + self.fragmenter.bytes() as u64 >= bytes_max;
-        if starts && span >= enough || too_much {
+        let longest = self.limit_90k.map_or(LONGEST, |limit| limit - self.frame_90k);
+        let too_much = span >= longest || self.bytes + self.fragmenter.bytes() as u64 >= bytes_max;
+        if starts && (span >= enough || self.adrift) || too_much {
             self.part(next_part, out);
+            self.settle(segment_90k);
+            self.adrift = !starts;
             out.push(Step::Whole);
             out.push(Step::Segment { number: *next_segment, discontinuity: false });
             *next_segment += 1;
             (self.span_90k, self.bytes, self.first) = (0, 0, false);
         } else if ready > 0 && ready + self.frame_90k > self.part_target_90k {
             self.part(next_part, out);
+        }
+    }
+
+    /// With the first segment it is known how long the others may be.
+    fn settle(&mut self, segment_90k: i64) {
+        if self.span_90k > 0 && self.limit_90k.is_none() {
+            self.limit_90k = Some(target_seconds(self.span_90k, segment_90k) * 90_000 + 44_999);
         }
     }
 
@@ -274,6 +294,13 @@ impl Running {
         out.push(Step::Part { number: *next_part, fragment });
         *next_part += 1;
     }
+}
+
+/// The target duration, by the first segment: room for as many groups of pictures as a segment is to have, and up to a
+/// second more; it is never another (RFC 8216, 4.3.3.1). Longer ones are cut where nothing can start.
+pub(super) fn target_seconds(first_90k: i64, segment_90k: i64) -> i64 {
+    let groups = (segment_90k - segment_90k / 10 + first_90k - 1) / first_90k.max(1);
+    ((first_90k * groups.max(1)).max(segment_90k).min(LONGEST) + 89_999) / 90_000
 }
 
 /// What players of HLS can be given. G.711 they cannot play: a stream goes out without it.

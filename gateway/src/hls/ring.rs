@@ -8,7 +8,7 @@ use protocols::hls::{Listed, Media, Multivariant, Part, Wait};
 
 use super::Rules;
 use super::channel::Verdict;
-use super::muxer::{About, Step};
+use super::muxer::{About, Step, target_seconds};
 
 /// A playlist has at least so many segments, whatever the window: players start three from the end (RFC 8216, 6.3.3).
 const LISTED_MIN: usize = 3;
@@ -28,7 +28,11 @@ pub(super) struct Ring {
     segments: VecDeque<Segment>,
     open: Option<Segment>,
     next_part: u64,
+    /// What a segment is planned to be.
+    segment_90k: i64,
     target_seconds: i64,
+    /// The target duration is known, and stays.
+    settled: bool,
     /// Discontinuities of segments that are no longer kept.
     discontinuities: u64,
     bytes: u64,
@@ -66,7 +70,9 @@ impl Ring {
             segments: VecDeque::new(),
             open: None,
             next_part,
+            segment_90k: rules.segment_90k,
             target_seconds: (rules.segment_90k + 45_000) / 90_000,
+            settled: false,
             discontinuities: 0,
             bytes: 0,
             anchor_us: None,
@@ -142,8 +148,9 @@ impl Ring {
     fn close_segment(&mut self) {
         let Some(segment) = self.open.take().filter(|segment| !segment.chunks.is_empty()) else { return };
         let duration = segment.listed.duration_90k.max(1);
-        // EXT-X-TARGETDURATION is not to change, but a player would rather see it grow than be told a wrong one.
-        self.target_seconds = self.target_seconds.max((duration + 45_000) / 90_000);
+        if !std::mem::replace(&mut self.settled, true) {
+            self.target_seconds = target_seconds(duration, self.segment_90k);
+        }
         self.peak = self.peak.max(segment.bytes() * 8 * 90_000 / duration as u64);
         self.segments.push_back(segment);
         self.evict();

@@ -112,6 +112,32 @@ fn groups_of_pictures_become_segments_and_frames_become_parts() {
     assert!(multivariant.contains("CODECS=\"avc1.64000c\",RESOLUTION=320x180,FRAME-RATE=25.000"), "{multivariant}");
 }
 
+/// RFC 8216, 4.3.3.1: the target duration is one and the same in every playlist of a stream.
+#[test]
+fn the_target_duration_never_changes_whatever_the_groups_of_pictures_do() {
+    let mut bench = Bench::new((true, false));
+    bench.video_config();
+    bench.video(60, 25, 100);
+    let said = values(&bench.playlist(), "#EXT-X-TARGETDURATION:");
+    assert_eq!(said, [2.0]);
+    // Key frames each 5 s, then one each second again.
+    for gop in [125, 125, 25, 25] {
+        bench.frames = 0;
+        bench.video(gop * 3, gop, 100);
+        let playlist = bench.playlist();
+        assert_eq!(values(&playlist, "#EXT-X-TARGETDURATION:"), said);
+        assert!(values(&playlist, "#EXTINF:").iter().all(|long| long.round() <= 2.0), "{playlist}");
+    }
+    bench.frames = 0;
+    bench.video(25 * 30, 25, 100);
+    let playlist = bench.playlist();
+    assert!(playlist.contains("#EXT-X-INDEPENDENT-SEGMENTS"), "segments begin at key frames again: {playlist}");
+    bench.with(Muxer::gap);
+    bench.frames = 0;
+    bench.video(125 * 2, 125, 100);
+    assert_eq!(values(&bench.playlist(), "#EXT-X-TARGETDURATION:"), said);
+}
+
 #[test]
 fn a_segment_is_its_parts_one_after_another() {
     let mut bench = Bench::new((true, false));

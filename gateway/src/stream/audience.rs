@@ -21,7 +21,7 @@ pub struct ViewerInfo {
     /// Unique since the gateway started.
     pub id: u64,
     pub peer: Option<SocketAddr>,
-    /// `rtmp`, `http-flv`, `ws-flv`.
+    /// `rtmp`, `http-flv`, `ws-flv`, `rtsp`, `hls` (of which only peer and time are known).
     pub container: &'static str,
     /// How it gets H.265 said: `enhanced` or `legacy`.
     pub hevc: &'static str,

@@ -245,6 +245,10 @@ impl Conversation {
                 Output::Send(bytes) => self.send(wire, bytes),
                 Output::Packet { ticket, second, packet } => self.send_packet(ticket, second, packet),
                 Output::Close { reason } => return Plain::Ending(Ending::Closed(reason)),
+                Output::Source { .. } if self.media.as_ref().is_some_and(|media| media.has_ports()) => {
+                    return Plain::Attend(output);
+                }
+                Output::Unit(_) if self.media.is_some() => return Plain::Attend(output),
                 Output::Source { .. } | Output::Watch { .. } => {
                     let mut moving = Outbox::default();
                     moving.push(output);
@@ -254,7 +258,7 @@ impl Conversation {
                     return Plain::Ending(Ending::Moves(moving));
                 }
                 Output::Fetch { ticket, stream, piece, carried, player } => {
-                    let fetch = self.services.hls.clone().fetch(stream, piece, carried, player);
+                    let fetch = self.services.hls.clone().fetch(stream, piece, carried, (player, self.address));
                     self.fetch(ticket, fetch);
                 }
                 // A unit before its source: the session's fault, and nobody could be watching.
@@ -286,6 +290,17 @@ impl Conversation {
                 Output::Follow { stream } => {
                     if let Err(refusal) = self.media().follow(&streams, &stream).await {
                         return Some(Ending::Closed(refusal.to_string().into()));
+                    }
+                }
+                Output::Source { stream } => {
+                    let origin = self.address.map(|address| format!("{}://{address}", self.language.row.name()));
+                    if let Err(refusal) = self.media().publish(&streams, &stream, &origin.unwrap_or_default()).await {
+                        return Some(Ending::Closed(refusal.to_string().into()));
+                    }
+                }
+                Output::Unit(unit) => {
+                    if let Err(parted) = self.media().push(unit).await {
+                        return Some(Ending::Closed(parted.to_string().into()));
                     }
                 }
                 // The plain ones never come here.
@@ -355,7 +370,8 @@ impl Conversation {
 
     /// Whether everything that was asked is answered and written.
     pub(super) fn owes_nothing(&self) -> bool {
-        self.unsettled.is_empty() && self.unwritten.is_empty() && self.fetching.is_none()
+        let source = self.media.as_ref().is_some_and(|media| media.is_source());
+        self.unsettled.is_empty() && self.unwritten.is_empty() && self.fetching.is_none() && !source
     }
 
     /// Starts to fetch; a session has one fetch at a time.

@@ -1,4 +1,4 @@
-//! What a session has open that carries a stream to its viewer by itself: the stream's units, and UDP ports.
+//! What a session has open that carries a stream by itself, to its viewer or from its publisher: the stream's units, and UDP ports.
 //!
 //! Must not be in here: RTP. What goes into packets is the session's affair.
 
@@ -17,7 +17,7 @@ use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 use tracing::debug;
 
-use crate::stream::{StreamCore, Tap, TapKind, TapRules, Tapped};
+use crate::stream::{Feed, Parted, StreamCore, Tap, TapKind, TapRules, Tapped};
 
 /// Pairs of ports one session may have: a stream has two tracks.
 const PORTS_MAX: usize = 2;
@@ -27,7 +27,9 @@ const TRIES_MAX: usize = 64;
 const SEND_BUFFER: usize = 512 * 1024;
 /// Packets that wait for the kernel: the pieces of a large key frame. More are lost, as UDP may, and counted.
 const UNSENT_MAX: usize = 1_024;
-/// A packet of a peer: receiver reports.
+/// The same of a publisher's, which is read between other work.
+const RECEIVE_BUFFER: usize = 2 * 1024 * 1024;
+/// A packet of a peer; a longer one is lost.
 const RECEIVE_MAX: usize = 2_048;
 /// What a tap may hold back for one viewer: a slow one goes on at a key frame, as everywhere.
 const RULES: TapRules = TapRules { kind: TapKind::Rtsp, units_max: 512, bytes_max: 4 * 1024 * 1024 };
@@ -44,6 +46,7 @@ pub(super) struct Media {
     ports: Vec<Ports>,
     unsent: VecDeque<Unsent>,
     following: Option<Following>,
+    feed: Option<Feed>,
 }
 
 #[derive(Debug)]
@@ -123,10 +126,44 @@ impl Media {
         Ok(())
     }
 
+    /// Whether packets come beside the connection, so that the session stays where its ports are.
+    pub(super) fn has_ports(&self) -> bool {
+        !self.ports.is_empty()
+    }
+
+    /// Whether units come in here: the peer's last ones may come after it closed the connection.
+    pub(super) fn is_source(&self) -> bool {
+        self.feed.is_some()
+    }
+
+    /// Makes the session the stream's source.
+    pub(super) async fn publish(
+        &mut self,
+        streams: &StreamCore,
+        stream: &StreamName,
+        origin: &str,
+    ) -> Result<(), Refusal> {
+        for socket in self.ports.iter().flat_map(|ports| &ports.sockets) {
+            if let Err(error) = SockRef::from(socket).set_recv_buffer_size(RECEIVE_BUFFER) {
+                debug!(%error, "a publisher's port keeps its buffer");
+            }
+        }
+        self.feed = Some(streams.feed(stream, origin).await?);
+        Ok(())
+    }
+
+    /// Hands on a unit of the stream that the session is the source of.
+    pub(super) async fn push(&self, unit: Unit) -> Result<(), Parted> {
+        match &self.feed {
+            Some(feed) => feed.push(unit).await,
+            None => Err(Parted("a unit without its stream".to_owned())),
+        }
+    }
+
     /// The next thing for the session; `None` when the stream has ended. Cancel safe. Units wait while packets do, and while
     /// the connection is not `ready` for more.
     pub(super) async fn next(&mut self, ready: bool) -> Option<MediaEvent> {
-        let Self { ports, unsent, following } = self;
+        let Self { ports, unsent, following, feed } = self;
         loop {
             let may_take = ready && unsent.is_empty();
             tokio::select! {
@@ -134,6 +171,7 @@ impl Media {
                 event = poll_fn(|cx| poll_ports(ports, unsent, cx)) => if event.is_some() {
                     return event;
                 },
+                _why = async { match feed { Some(feed) => feed.parted().await, None => pending().await } } => return None,
                 unit = next_unit(following, may_take) => return unit.map(MediaEvent::Unit),
             }
         }
@@ -166,6 +204,10 @@ fn poll_ports(ports: &[Ports], unsent: &mut VecDeque<Unsent>, cx: &mut Context<'
             let mut buffer = [0; RECEIVE_MAX];
             let mut read = ReadBuf::new(&mut buffer);
             match socket.poll_recv(cx, &mut read) {
+                Poll::Ready(Ok(())) if read.remaining() == 0 => {
+                    debug!("a packet of more than {RECEIVE_MAX} bytes");
+                    cx.waker().wake_by_ref();
+                }
                 Poll::Ready(Ok(())) => {
                     let packet = Bytes::copy_from_slice(read.filled());
                     return Poll::Ready(Some(MediaEvent::Packet { ticket: *ticket, second, packet }));

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -18,6 +18,9 @@ use crate::session::{Claim, Fault, Identity, Input, Outbox, Output, Peer, Refusa
 const PLAYLIST_CACHE: &str = "no-cache";
 /// What never changes, for as long as a live player can want it.
 const MEDIA_CACHE: &str = "max-age=60";
+
+/// An admission is remembered no longer: signed addresses expire, and the playlists that players come back for carry them.
+const ADMITTED_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct HlsSession {
@@ -94,7 +97,7 @@ impl HlsSession {
             player,
             stranger,
             state: State::Open,
-            admitted: Admitted::default(),
+            admitted: Admitted::at_most(ADMITTED_MAX),
             asked: 0,
             answered: 0,
         }
@@ -298,6 +301,28 @@ mod tests {
         assert_eq!(others.last().unwrap(), "close answered");
         let other_key = GET.to_owned() + &GET.replace("key=k", "key=other");
         assert_eq!(talk(&other_key, None, None).1.iter().filter(|other| *other == "admit").count(), 2);
+    }
+
+    #[test]
+    fn an_admission_is_not_remembered_beyond_its_expiry() {
+        let (mut session, mut out, began) = (session(), Outbox::default(), now());
+        let mut asked = |after: Duration| {
+            session.receive(began + after, Input::Stream(&mut BytesMut::from(GET)), &mut out).unwrap();
+            let mut admits = 0;
+            while let Some(output) = out.pop() {
+                let answer = match output {
+                    Output::Admit { ticket, .. } => {
+                        admits += 1;
+                        Input::Admission { ticket, outcome: Ok(Identity::anonymous()) }
+                    }
+                    Output::Fetch { ticket, .. } => Input::Piece { ticket, outcome: Ok(body()) },
+                    _ => continue,
+                };
+                session.receive(began + after, answer, &mut out).unwrap();
+            }
+            admits
+        };
+        assert_eq!([0, 4, 6, 10, 12].map(|seconds| asked(Duration::from_secs(seconds))), [1, 0, 1, 0, 1]);
     }
 
     #[test]

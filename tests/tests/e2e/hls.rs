@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use sluicegate_tests::camera::{self, AAC, H264_REORDERED};
-use sluicegate_tests::{Browser, Child, Gateway, Options, PATIENCE, root, run, run_ok, shell, wait_for};
+use sluicegate_tests::camera::{self, AAC, H264_REORDERED, H265};
+use sluicegate_tests::{
+    Authority, Browser, Child, Gateway, Options, PATIENCE, free_port, newer_ffmpeg, root, run, run_ok, shell, wait_for,
+};
 use tempfile::TempDir;
 
 /// hls.js as npm has it.
@@ -322,5 +324,71 @@ fn gstreamer_plays_hls() {
     wait_for("three seconds of video", PATIENCE * 2, || (frames(&video) >= 75).then_some(()));
     assert!(player.is_running());
     drop(player);
+    gateway.stop();
+}
+
+/// A session is a viewer, whatever connections it uses: it is listed, and one that is closed gets no more.
+#[test]
+fn viewers_are_listed_and_closed_one_by_one() {
+    let folder = TempDir::new().unwrap();
+    let clip = clip(folder.path(), "");
+    let gateway = Gateway::start(Options::default());
+    let media = gateway.options.media;
+    let _publisher = push(&clip, media, &["-stream_loop", "-1"]);
+    wait_live(&gateway);
+    let playlists = [0, 1].map(|_| {
+        let index = text(media, "/live/x/index.m3u8");
+        format!("/live/x/{}", index.lines().find(|line| line.starts_with("media.m3u8?viewer=")).expect("a playlist"))
+    });
+    for playlist in &playlists {
+        drop(text(media, playlist));
+    }
+    let viewers = || -> Vec<Value> { serde_json::from_str(&gateway.get("/api/v1/streams/live%2Fx/viewers")).unwrap() };
+    let listed = viewers();
+    assert!(listed.len() == 2 && listed.iter().all(|viewer| viewer["container"] == "hls"), "{listed:?}");
+    assert!(listed[0]["peer"].as_str().unwrap().starts_with("127.0.0.1:"), "{listed:?}");
+    let id = listed[0]["id"].as_u64().unwrap();
+    assert_eq!(gateway.request("DELETE", &format!("/api/v1/streams/live%2Fx/viewers/{id}"), "").0, 204);
+    assert_eq!(viewers().len(), 1);
+    let mut answers = playlists.each_ref().map(|playlist| get(media, playlist).0);
+    answers.sort_unstable();
+    assert_eq!(answers, [200, 403], "the other one watches on");
+    assert_eq!(gateway.request("DELETE", &format!("/api/v1/streams/live%2Fx/viewers/{id}"), "").0, 404);
+    gateway.stop();
+}
+
+#[test]
+fn hls_over_tls_carries_h265_and_av1() {
+    let (folder, newer) = (TempDir::new().unwrap(), newer_ffmpeg().display().to_string());
+    let (authority, port) = (Authority::new(), free_port());
+    let gateway = Gateway::start(Options::default().with(&format!(
+        "[[adapter]]\nname = \"secure\"\nlisten = \"tls://127.0.0.1:{port}\"\nprotocol = [\"hls\"]\nallow_anonymous = true\n{}",
+        authority.certify("one").toml()
+    )));
+    let ca = authority.file().display().to_string();
+    let av1 = "-c:v libsvtav1 -preset 12 -g 25 -pix_fmt yuv420p";
+    for (codec, name) in [(H265, "hevc"), (av1, "av1")] {
+        let clip = camera::clip(folder.path(), &newer, 6, &format!("{codec} {AAC}"));
+        let address = format!("rtmp://127.0.0.1:{}/live/{name}", gateway.options.media);
+        let _publisher = camera::push(&newer, &clip, &address, &["-stream_loop", "-1"]);
+        gateway.wait_stream(&format!("live/{name}"), |s| s["width"].as_u64() > Some(0));
+        let url = format!("https://localhost:{port}/live/{name}/index.m3u8");
+        let index = run_ok("curl", &["-sS", "--fail", "--cacert", &ca, &url]);
+        assert!(index.contains(if name == "hevc" { "CODECS=\"hvc1." } else { "CODECS=\"av01." }), "{index}");
+        let packets = |input: &[&str]| -> Vec<String> {
+            let rest = ["-map", "0:v", "-c", "copy", "-f", "framemd5", "-"];
+            let text = run_ok("ffmpeg", &[&["-v", "error"], input, &rest].concat());
+            let lines = text.lines().filter(|line| !line.starts_with('#'));
+            lines.map(|line| line.rsplit(',').take(2).map(str::trim).collect::<Vec<_>>().join(" ")).collect()
+        };
+        let got = packets(&["-t", "3", "-i", &url]);
+        // Debian's ffmpeg reads neither from FLV: the newer one makes a file that it does.
+        let file = folder.path().join(format!("{name}.mp4")).display().to_string();
+        run_ok(&newer, &["-v", "error", "-i", &clip.display().to_string(), "-c", "copy", &file]);
+        let sent = packets(&["-i", &file]);
+        let begin = sent.iter().position(|packet| *packet == got[0]).expect("a picture of the clip");
+        let whole: Vec<String> = sent.iter().cycle().skip(begin).take(got.len()).cloned().collect();
+        assert!(got.len() > 60 && got == whole, "{name}: {} pictures", got.len());
+    }
     gateway.stop();
 }
