@@ -92,7 +92,7 @@ impl<'a> Iterator for Obus<'a> {
 }
 
 /// 4.10.5, at most 32 bits.
-fn leb128(reader: &mut ByteReader<'_>) -> Result<u32, MediaError> {
+pub(super) fn leb128(reader: &mut ByteReader<'_>) -> Result<u32, MediaError> {
     let mut value = 0u64;
     for place in 0..8 {
         let byte = reader.u8()?;

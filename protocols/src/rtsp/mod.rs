@@ -1,7 +1,7 @@
-//! RTSP 1.0 (RFC 2326): players and recorders watch, over the connection itself or UDP.
+//! RTSP 1.0 (RFC 2326): players and recorders watch, encoders push, over the connection itself or UDP.
 //!
 //! Inside: the row and its options; `frame.rs` (bytes to messages and packets), `transport.rs` (what a client offers), `sdp.rs`
-//! (a stream's tracks described), `session.rs` (the talk). Must not be in here: RTP, which is `media`'s.
+//! (a stream's tracks described), `publishing.rs` (a publisher's packets as units), `session/` (the talk). Must not be in here: RTP, which is `media`'s.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use serde::Deserialize;
 use crate::session::{Capture, Endpoint, Limits, OptionsError, Peer, Protocol, Session, Sniff, Wire};
 
 pub mod frame;
+mod publishing;
 mod sdp;
 mod session;
 mod transport;
@@ -24,7 +25,7 @@ pub struct Rtsp;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Options {
-    /// Whether players may ask for UDP; without, they are told to take the connection.
+    /// Whether peers may ask for UDP; without, they are told to take the connection.
     udp: bool,
 }
 
@@ -45,7 +46,7 @@ impl Protocol for Rtsp {
     }
 
     fn summary(&self) -> &'static str {
-        "RTSP: players and recorders watch, over TCP and UDP"
+        "RTSP: players and recorders watch, encoders push, over TCP and UDP"
     }
 
     fn wires(&self) -> &'static [Wire] {
@@ -68,7 +69,7 @@ impl Protocol for Rtsp {
     }
 
     fn example(&self) -> &'static str {
-        r#"# Players and recorders watch rtsp://HOST:8554/APP/NAME?key=KEY, or with the key as the password.
+        r#"# Players and recorders watch rtsp://HOST:8554/APP/NAME?key=KEY, or with the key as the password; encoders push there.
 [[adapter]]
 name = "rtsp"
 listen = "tcp://0.0.0.0:8554"
@@ -106,4 +107,7 @@ static CAPTURES: &[Capture] = &[
     capture("ffmpeg_play_udp", include_bytes!("testdata/ffmpeg_play_udp.bin")),
     // With its receiver reports between the requests.
     capture("gstreamer_play_tcp", include_bytes!("testdata/gstreamer_play_tcp.bin")),
+    capture("ffmpeg_publish_tcp", include_bytes!("testdata/ffmpeg_publish_tcp.bin")),
+    // Its AAC as LATM, and a query before the track.
+    capture("gstreamer_publish_tcp", include_bytes!("testdata/gstreamer_publish_tcp.bin")),
 ];

@@ -243,13 +243,24 @@ fn script(input: &[u8]) -> u64 {
 
 /// Packets, each behind its length; the first byte says of which codec.
 fn depacketize(input: &[u8]) -> u64 {
-    const CODECS: [(Codec, u32); 4] =
-        [(Codec::H264, 90_000), (Codec::H265, 90_000), (Codec::Aac, 48_000), (Codec::G711A, 8_000)];
+    const CODECS: [(Codec, u32); 5] = [
+        (Codec::H264, 90_000),
+        (Codec::H265, 90_000),
+        (Codec::Aac, 48_000),
+        (Codec::G711A, 8_000),
+        (Codec::Av1, 90_000),
+    ];
     let mut seen = Seen::default();
     let (which, rest) = input.split_first().unwrap_or((&0, &[]));
     let (codec, clock) = CODECS[usize::from(*which) % CODECS.len()];
     let sets = if codec == Codec::Aac { vec![Bytes::from_static(&[0x11, 0x90])] } else { Vec::new() };
-    let mut depacketizer = Depacketizer::new(Described { codec, payload_type: 96, clock, sets });
+    let mut depacketizer = Depacketizer::new(Described {
+        codec,
+        payload_type: 96,
+        clock,
+        sets,
+        latm: codec == Codec::Aac && *which >= 0x80,
+    });
     let mut rest = Bytes::copy_from_slice(rest);
     let mut units = Vec::new();
     while let Some(len) = rest.first_chunk().map(|len| usize::from(u16::from_be_bytes(*len))) {

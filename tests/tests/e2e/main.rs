@@ -34,6 +34,7 @@ mod receipts;
 mod records;
 mod relays;
 mod rtsp;
+mod rtsp_in;
 mod rules;
 mod service;
 mod settings;

@@ -10,10 +10,10 @@ use sluicegate_tests::camera::{self, AAC};
 use sluicegate_tests::{Child, Flv, Gateway, Options, PATIENCE, free_port, newer_ffmpeg, run, run_ok, shell, wait_for};
 use tempfile::TempDir;
 
-const H264: &str = "-c:v libx264 -preset ultrafast -bf 2";
+pub(crate) const H264: &str = "-c:v libx264 -preset ultrafast -bf 2";
 
 /// A gateway that speaks RTSP at a port of its own.
-fn gateway(more: &str) -> (Gateway, u16) {
+pub(crate) fn gateway(more: &str) -> (Gateway, u16) {
     let port = free_port();
     let adapter = format!(
         "[[adapter]]\nname = \"rtsp\"\nlisten = \"tcp://127.0.0.1:{port}\"\nprotocol = \"rtsp\"\nallow_anonymous = true\n{more}"
@@ -21,7 +21,7 @@ fn gateway(more: &str) -> (Gateway, u16) {
     (Gateway::start(Options::default().with(&adapter)), port)
 }
 
-fn clip(folder: &Path, ffmpeg: &str, codec: &str, seconds: u32) -> PathBuf {
+pub(crate) fn clip(folder: &Path, ffmpeg: &str, codec: &str, seconds: u32) -> PathBuf {
     camera::clip(folder, ffmpeg, seconds, &format!("{codec} -g 25 -pix_fmt yuv420p {AAC}"))
 }
 
@@ -76,7 +76,7 @@ fn bare(units: &[Unit], track: Track) -> Vec<(i64, Vec<Vec<u8>>)> {
 }
 
 /// Every frame of the track that was got was sent, none between them is missing, and times differ by one offset alone.
-fn same(got: &[Unit], sent: &[Unit], track: Track, least: usize, how: &str) -> i64 {
+pub(crate) fn same(got: &[Unit], sent: &[Unit], track: Track, least: usize, how: &str) -> i64 {
     let (got, sent) = (bare(got, track), bare(sent, track));
     assert!(got.len() >= least, "{how}: only {} of {} frames", got.len(), sent.len());
     let begin = sent.iter().position(|(_, frame)| *frame == got[0].1).expect("the first frame is of the clip");
@@ -183,28 +183,35 @@ fn gstreamer_plays_over_the_connection_and_over_udp() {
 }
 
 /// A client by hand.
-struct Client {
-    socket: TcpStream,
+pub(crate) struct Client {
+    pub(crate) socket: TcpStream,
     port: u16,
     cseq: u32,
 }
 
 impl Client {
-    fn connect(port: u16) -> Self {
+    pub(crate) fn connect(port: u16) -> Self {
         let socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         Self { socket, port, cseq: 0 }
     }
 
     /// Asks and reads the answer, past packets.
-    fn ask(&mut self, method: &str, path: &str, fields: &str) -> String {
+    pub(crate) fn ask(&mut self, method: &str, path: &str, fields: &str) -> String {
+        self.ask_with(method, path, fields, "")
+    }
+
+    /// The same with a body.
+    pub(crate) fn ask_with(&mut self, method: &str, path: &str, fields: &str, body: &str) -> String {
         self.cseq += 1;
         let (port, cseq) = (self.port, self.cseq);
-        write!(self.socket, "{method} rtsp://127.0.0.1:{port}{path} RTSP/1.0\r\nCSeq: {cseq}\r\n{fields}\r\n").unwrap();
+        let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+        let head = format!("{method} rtsp://127.0.0.1:{port}{path} RTSP/1.0\r\nCSeq: {cseq}\r\n{fields}{length}\r\n");
+        self.socket.write_all((head + body).as_bytes()).unwrap();
         self.answer()
     }
 
-    fn answer(&mut self) -> String {
+    pub(crate) fn answer(&mut self) -> String {
         let mut byte = [0];
         let mut text = Vec::new();
         loop {
@@ -241,7 +248,7 @@ impl Client {
     }
 }
 
-fn session(answer: &str) -> String {
+pub(crate) fn session(answer: &str) -> String {
     let line = answer.lines().find(|line| line.starts_with("Session: ")).expect("a session");
     format!("Session: {}\r\n", line["Session: ".len()..].split(';').next().unwrap())
 }

@@ -5,7 +5,8 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{DecodeOrder, Header, VIDEO_CLOCK, scale};
+use super::{DecodeOrder, Header, VIDEO_CLOCK, obus, scale};
+use crate::media::av1::{self, Av1C};
 use crate::media::h264::{self, AvcC};
 use crate::media::h265::{self, HvcC};
 use crate::media::read::{ByteReader, MediaError};
@@ -15,6 +16,9 @@ const PART: &str = "RTP payload";
 
 /// Parameter sets of one kind that are kept.
 const SETS_MAX: usize = 16;
+
+/// Bytes of AAC frames in pieces: far more than a frame has.
+const PIECES_MAX: usize = 64 * 1024;
 
 /// Samples of an AAC frame.
 const AAC_SAMPLES: i64 = 1_024;
@@ -26,8 +30,10 @@ pub struct Described {
     pub payload_type: u8,
     /// Ticks a second of its timestamps.
     pub clock: u32,
-    /// H.264, H.265: parameter sets, each a NAL unit. AAC: one AudioSpecificConfig.
+    /// H.264, H.265: parameter sets, each a NAL unit. AAC: one AudioSpecificConfig. Opus: one OpusHead.
     pub sets: Vec<Bytes>,
+    /// AAC as RFC 6416 has it (LATM, its configuration told apart), not as RFC 3640.
+    pub latm: bool,
 }
 
 /// See the module.
@@ -109,6 +115,13 @@ impl Depacketizer {
         self.described.clock
     }
 
+    /// The stream's time at a timestamp near the newest packet's, 1/90,000 s; `None` before the first.
+    pub fn time_at(&self, timestamp: u32) -> Option<i64> {
+        self.origin?;
+        let ahead = timestamp.wrapping_sub(self.ticks as u32) as i32;
+        Some(self.time_90k(self.ticks + i64::from(ahead)))
+    }
+
     /// Takes the next packet; finished units are appended to `units`, each configuration ahead of what needs it.
     pub fn packet(&mut self, packet: &Bytes, units: &mut Vec<Unit>) -> Result<(), MediaError> {
         let (header, payload) = Header::parse(packet)?;
@@ -132,11 +145,15 @@ impl Depacketizer {
         self.expected = Some(header.sequence.wrapping_add(1));
         let step = header.timestamp.wrapping_sub(self.ticks as u32) as i32;
         self.ticks += i64::from(step);
+        if self.described.latm {
+            return self.latm(header.marker, &payload, units);
+        }
         if self.described.codec == Codec::Aac {
             return self.aac(header.marker, &payload, units);
         }
-        if !matches!(self.described.codec, Codec::H264 | Codec::H265) {
+        if self.described.codec.track() == Track::Audio {
             if !payload.is_empty() {
+                self.tell(units);
                 let unit = self.audio(payload, 0);
                 units.push(unit);
             }
@@ -147,7 +164,11 @@ impl Depacketizer {
             self.access.ticks = self.ticks;
             self.access.spoiled = missing > 0 && !self.begins_picture(&payload);
         }
-        let taken = self.nals(&payload);
+        let taken = if self.described.codec == Codec::Av1 {
+            obus::join(&payload, &mut self.access.fragment, &mut self.access.data)
+        } else {
+            self.nals(&payload)
+        };
         if taken.is_err() {
             self.access.spoil();
         }
@@ -189,6 +210,9 @@ impl Depacketizer {
 
     /// Whether a picture begins with this payload, so that what was lost before it was of another.
     fn begins_picture(&self, payload: &[u8]) -> bool {
+        if self.described.codec == Codec::Av1 {
+            return obus::begins_sequence(payload);
+        }
         let hevc = self.described.codec == Codec::H265;
         let kind = |first: u8| if hevc { first >> 1 & 0x3f } else { first & 0x1f };
         // The first bit of a slice says that it is the first: of a code for address 0, or as a flag.
@@ -258,7 +282,8 @@ impl Depacketizer {
     }
 
     fn finish(&mut self, units: &mut Vec<Unit>) {
-        let access = std::mem::take(&mut self.access);
+        let mut access = std::mem::take(&mut self.access);
+        access.key |= self.described.codec == Codec::Av1 && av1::is_key(&access.data);
         self.waits_for_key |= access.spoiled;
         if access.spoiled || access.sets == Sets::default() && access.data.is_empty() {
             return;
@@ -272,7 +297,10 @@ impl Depacketizer {
         if access.data.is_empty() {
             return;
         }
-        let config = self.config();
+        let config = self.config(&access.data).filter(|config| *config != self.told);
+        if let Some(config) = &config {
+            self.told = config.clone();
+        }
         let dts_90k = self.order.place(pts_90k);
         let codec = self.described.codec;
         if let Some(data) = config {
@@ -282,8 +310,11 @@ impl Depacketizer {
         units.push(Unit { track: Track::Video, codec, dts_90k, pts_90k, kind, data: access.data.freeze() });
     }
 
-    /// The configuration, where it is whole and was not told yet.
-    fn config(&mut self) -> Option<Bytes> {
+    /// The configuration, where it is whole.
+    fn config(&mut self, data: &[u8]) -> Option<Bytes> {
+        if self.described.codec == Codec::Av1 {
+            return Some(Av1C::of(av1::sequence_header(data)?).ok()?.build());
+        }
         let Sets { vps, sps, pps } = &self.sets;
         let (sps, depth) = (sps.first()?, self.sets.depth(self.described.codec));
         let config = match self.described.codec {
@@ -294,10 +325,7 @@ impl Depacketizer {
         if let Some(depth) = depth {
             self.order.expect(depth);
         }
-        (config != self.told).then(|| {
-            self.told = config.clone();
-            config
-        })
+        Some(config)
     }
 
     // --- audio ---
@@ -319,10 +347,7 @@ impl Depacketizer {
         if std::mem::take(&mut self.access.spoiled) {
             self.access.data.clear();
         }
-        if let Some(config) = self.described.sets.first().filter(|config| **config != self.told).cloned() {
-            self.told = config.clone();
-            units.push(Unit { kind: Kind::Config, ..self.audio(config, 0) });
-        }
+        self.tell(units);
         if let &[len] = lengths.as_slice()
             && (len > reader.rest().len() || !self.access.data.is_empty())
         {
@@ -342,6 +367,51 @@ impl Depacketizer {
             }
         }
         Ok(())
+    }
+
+    /// RFC 6416, 6: frames, each behind its length, in one packet or in pieces up to the marker.
+    fn latm(&mut self, marker: bool, payload: &Bytes, units: &mut Vec<Unit>) -> Result<(), MediaError> {
+        self.access.data.put_slice(payload);
+        let pieces = std::mem::take(&mut self.access.data);
+        if self.access.spoiled {
+            // What is left of a frame whose beginning is lost.
+            self.access.spoiled = !marker;
+            return Ok(());
+        }
+        let mut reader = ByteReader::new(PART, &pieces);
+        if !marker {
+            if pieces.len() > PIECES_MAX {
+                return Err(reader.limit("bytes in an AAC frame", PIECES_MAX));
+            }
+            self.access.data = pieces;
+            return Ok(());
+        }
+        self.tell(units);
+        let mut samples = 0;
+        while !reader.is_empty() {
+            let mut len = 0;
+            loop {
+                let part = reader.u8()?;
+                len += usize::from(part);
+                if part < u8::MAX {
+                    break;
+                }
+            }
+            let frame = Bytes::copy_from_slice(reader.take(len)?);
+            if !frame.is_empty() {
+                units.push(self.audio(frame, samples));
+                samples += AAC_SAMPLES;
+            }
+        }
+        Ok(())
+    }
+
+    /// Says the configuration of audio, if that was not done.
+    fn tell(&mut self, units: &mut Vec<Unit>) {
+        if let Some(config) = self.described.sets.first().filter(|config| **config != self.told).cloned() {
+            self.told = config.clone();
+            units.push(Unit { kind: Kind::Config, ..self.audio(config, 0) });
+        }
     }
 }
 
@@ -414,7 +484,13 @@ mod tests {
         let packets: Vec<Bytes> = packets.0.into_iter().map(BytesMut::freeze).collect();
         assert!(packets.iter().all(|packet| packet.len() <= super::super::packetize::PACKET_MAX));
         let sets = tracks.audio.iter().map(|config| config.data.clone()).collect();
-        let described = Described { codec: format.codec, payload_type: format.payload_type, clock: format.clock, sets };
+        let described = Described {
+            codec: format.codec,
+            payload_type: format.payload_type,
+            clock: format.clock,
+            sets,
+            latm: false,
+        };
         (packets, Depacketizer::new(described))
     }
 
@@ -536,7 +612,7 @@ mod tests {
 
         #[test]
         fn noise_is_never_a_panic(codec in prop::sample::select(vec![Codec::H264, Codec::H265, Codec::Aac, Codec::G711A]), payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..60), 0..20)) {
-            let described = Described { codec, payload_type: 96, clock: 90_000, sets: Vec::new() };
+            let described = Described { codec, payload_type: 96, clock: 90_000, sets: Vec::new(), latm: false };
             let mut depacketizer = Depacketizer::new(described);
             for (sequence, payload) in payloads.iter().enumerate() {
                 let mut packet = BytesMut::new();
@@ -552,12 +628,40 @@ mod tests {
     #[test]
     fn several_audio_frames_of_a_packet_have_times_of_their_own() {
         let config = AudioSpecificConfig { object_type: 2, rate: 48_000, channels: 2 }.build();
-        let described = Described { codec: Codec::Aac, payload_type: 97, clock: 48_000, sets: vec![config] };
+        let described =
+            Described { codec: Codec::Aac, payload_type: 97, clock: 48_000, sets: vec![config], latm: false };
         let mut packet = BytesMut::new();
         Header { marker: true, payload_type: 97, sequence: 0, timestamp: 5, ssrc: 1 }.write(&mut packet);
         packet.put_slice(&[0, 32, 0, 2 << 3, 0, 3 << 3, 1, 1, 2, 2, 2]);
         let units = unpack(&[packet.freeze()], &mut Depacketizer::new(described));
         let shown: Vec<(i64, &[u8])> = units[1..].iter().map(|unit| (unit.pts_90k, &unit.data[..])).collect();
         assert_eq!(shown, [(0, &[1, 1][..]), (1_920, &[2, 2, 2][..])]);
+    }
+
+    #[test]
+    fn latm_frames_come_whole_or_in_pieces_and_never_spoiled() {
+        let described = Described {
+            codec: Codec::Aac,
+            payload_type: 96,
+            clock: 48_000,
+            sets: vec![Bytes::from_static(&[0x11, 0x90])],
+            latm: true,
+        };
+        let mut depacketizer = Depacketizer::new(described);
+        let packet = |marker, sequence, timestamp, payload: &[u8]| {
+            let mut packet = BytesMut::new();
+            Header { marker, payload_type: 96, sequence, timestamp, ssrc: 1 }.write(&mut packet);
+            packet.extend_from_slice(payload);
+            packet.freeze()
+        };
+        let (mut units, long) = (Vec::new(), vec![7; 300]);
+        depacketizer.packet(&packet(true, 0, 0, &[2, 1, 1, 1, 9]), &mut units).unwrap();
+        depacketizer.packet(&packet(false, 1, 2_048, &[&[255, 45], &long[..100]].concat()), &mut units).unwrap();
+        depacketizer.packet(&packet(true, 2, 2_048, &long[100..]), &mut units).unwrap();
+        depacketizer.packet(&packet(true, 4, 4_096, &[9, 9]), &mut units).unwrap();
+        assert!(depacketizer.packet(&packet(true, 5, 5_120, &[9, 9]), &mut units).is_err(), "longer than the packet");
+        depacketizer.packet(&packet(true, 6, 6_144, &[1, 4]), &mut units).unwrap();
+        let shown: Vec<(i64, usize)> = units[1..].iter().map(|unit| (unit.pts_90k, unit.data.len())).collect();
+        assert_eq!((units[0].kind, shown), (Kind::Config, vec![(0, 2), (1_920, 1), (3_840, 300), (11_520, 1)]));
     }
 }

@@ -1,24 +1,28 @@
 //! RTP (RFC 3550): access units to packets and back, and the reports beside them.
 //!
 //! Inside: the packet's header and what each codec is called; `packetize.rs` (units to packets: H.264 as RFC 6184 mode 1,
-//! H.265 as RFC 7798, AAC as RFC 3640 AAC-hbr, G.711 as RFC 3551, MP3 as RFC 2250), `depacketize.rs` (packets to units),
-//! `decode_order.rs` (decode times, which RTP does not say), `reports.rs` (RTCP). Must not be in here: how packets travel, and who
+//! H.265 as RFC 7798, AAC as RFC 3640 AAC-hbr, Opus as RFC 7587, G.711 as RFC 3551, MP3 as RFC 2250), `obus.rs` (AV1, both ways), `depacketize.rs` (packets to units),
+//! `decode_order.rs` (decode times, which RTP does not say), `reorder.rs` (packets of a datagram wire in order), `reports.rs` (RTCP). Must not be in here: how packets travel, and who
 //! asked for them.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::aac::AudioSpecificConfig;
+use super::opus::{self, OpusHead};
 use super::read::{ByteReader, MediaError};
 use super::{Codec, Track, Tracks};
 
 pub mod decode_order;
 pub mod depacketize;
+mod obus;
 pub mod packetize;
+pub mod reorder;
 pub mod reports;
 
 pub use decode_order::DecodeOrder;
 pub use depacketize::Depacketizer;
 pub use packetize::{Packetizer, Sink};
+pub use reorder::Reorder;
 
 /// Ticks a second of every video codec's clock, and of [`Unit`](super::Unit)'s times.
 pub const VIDEO_CLOCK: u32 = 90_000;
@@ -102,6 +106,7 @@ impl Format {
         match (track, tracks.video_codec, tracks.audio_codec) {
             (Track::Video, Some(codec @ Codec::H264), _) => video(codec, 96, "H264"),
             (Track::Video, Some(codec @ Codec::H265), _) => video(codec, 98, "H265"),
+            (Track::Video, Some(codec @ Codec::Av1), _) => video(codec, 99, "AV1"),
             (Track::Audio, _, Some(codec)) => Self::of_audio(tracks, codec),
             _ => None,
         }
@@ -118,6 +123,12 @@ impl Format {
             }
             Codec::G711A => audio(8, "PCMA", 8_000, 1),
             Codec::G711U => audio(0, "PCMU", 8_000, 1),
+            Codec::Opus => {
+                // More channels than two have no word in RTP (RFC 7587, 7).
+                let head = tracks.audio.as_ref().and_then(|config| OpusHead::parse(&config.data).ok());
+                let plain = head.is_none_or(|head| head.family == 0);
+                audio(101, "opus", opus::RATE, 2).filter(|_| plain)
+            }
             Codec::Mp3 => audio(14, "MPA", VIDEO_CLOCK, 1),
             _ => None,
         }

@@ -5,6 +5,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::obus;
 use super::{Format, HEADER_LEN, Header};
 use crate::media::h264::{self, AvcC, NAL_LENGTH_SIZE};
 use crate::media::h265::HvcC;
@@ -86,6 +87,12 @@ impl Packetizer {
         match unit.codec {
             Codec::H264 | Codec::H265 => self.video(unit, timestamp, sink),
             Codec::Aac => self.aac(&unit.data, timestamp, sink),
+            Codec::Av1 => {
+                obus::split(&unit.data, unit.kind == Kind::Key, PAYLOAD_MAX, |payload, last| {
+                    self.packet(timestamp, last, &[payload], sink);
+                });
+            }
+            Codec::Opus => self.packet(timestamp, false, &[&unit.data], sink),
             Codec::Mp3 => self.mp3(&unit.data, timestamp, sink),
             _ => {
                 // A byte is a sample (G.711).

@@ -1,4 +1,4 @@
-//! The talk: requests are answered one after another; what an answer waits for pauses the talk.
+//! The talk: requests are answered one after another; what an answer waits for pauses the talk. Publishers are in `record.rs`.
 //!
 //! A viewer whose tracks are on the channels everybody uses is handed to the stream's fan-out; any other (UDP, channels of its
 //! own choice) gets the stream's units and packets are made for it alone (`own.rs`).
@@ -13,6 +13,7 @@ use rtsp_types::{Method, Version};
 
 use self::own::Own;
 use super::frame::{Answer, Frame, FrameError, Request, Status, Target};
+use super::publishing::Publishing;
 use super::sdp;
 use super::transport::Offer;
 use crate::media::mux::interleaved::{SSRC_AUDIO, SSRC_VIDEO, put_frame_head};
@@ -22,9 +23,13 @@ use crate::pass::Pass;
 use crate::session::{Claim, Fault, Input, MediaEvent, Outbox, Output, Refusal, Session, Ticket};
 
 mod own;
+mod record;
 
 /// A client over UDP that says nothing for this long, neither here nor in RTCP, is gone; one that does not come to the point too.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// How long what a publisher sent over UDP may take after it said goodbye over the connection.
+const FAREWELL_MAX: Duration = Duration::from_millis(200);
 
 /// How long the answer to PLAY waits for the first unit, whose time it tells.
 const JOIN_MAX: Duration = Duration::from_secs(1);
@@ -32,7 +37,7 @@ const JOIN_MAX: Duration = Duration::from_secs(1);
 /// Answers one connection may have before it watches: nobody needs more, and each is free work for a stranger.
 const ANSWERS_MAX: u64 = 100;
 
-const METHODS: &str = "OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN, GET_PARAMETER, SET_PARAMETER";
+const METHODS: &str = "OPTIONS, DESCRIBE, ANNOUNCE, SETUP, PLAY, RECORD, TEARDOWN, GET_PARAMETER, SET_PARAMETER";
 
 #[derive(Debug)]
 pub(super) struct RtspSession {
@@ -45,6 +50,8 @@ pub(super) struct RtspSession {
     tickets: u64,
     waiting: Option<Waiting>,
     presentation: Option<Presentation>,
+    /// What this peer announced and may push.
+    publishing: Option<(StreamName, Box<Publishing>)>,
     setups: Vec<Setup>,
     state: State,
 }
@@ -69,6 +76,8 @@ struct Presentation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Setup {
     track: Track,
+    /// Its place in the description.
+    place: usize,
     way: Way,
 }
 
@@ -91,6 +100,12 @@ enum State {
     },
     Shared(Container),
     Own(Box<Own>),
+    /// The peer is the stream's source.
+    Recording,
+    /// It said goodbye; packets may still be on their way.
+    Leaving {
+        until: Instant,
+    },
     Closed,
 }
 
@@ -102,7 +117,7 @@ impl Session for RtspSession {
         match input {
             Input::Stream(buffer) => return self.frames(now, buffer, out),
             Input::Admission { ticket, outcome } => self.admission(ticket, outcome.map(drop), out),
-            Input::Media(event) => self.media(now, event, out),
+            Input::Media(event) => return self.media(now, event, out),
             Input::Ended { .. } => self.farewell(out),
             Input::Datagram(_)
             | Input::Settled { .. }
@@ -119,6 +134,8 @@ impl Session for RtspSession {
         }
         if let State::Joining { .. } = self.state {
             self.joined(None, out);
+        } else if let State::Leaving { .. } = self.state {
+            self.close("the publisher left", out);
         } else {
             self.farewell(out);
             out.close("the client was silent for too long");
@@ -130,6 +147,9 @@ impl Session for RtspSession {
             State::Joining { since, .. } => Some(*since + JOIN_MAX),
             // What a viewer on the connection takes is watched by the stream, or the driver.
             State::Shared(_) | State::Closed => None,
+            // A silent publisher is let go by its stream.
+            State::Recording => None,
+            State::Leaving { until } => Some(*until),
             State::Own(own) if !own.is_datagram() => None,
             State::Still | State::Own(_) => self.heard.map(|heard| heard + SILENCE_MAX),
         }
@@ -156,16 +176,20 @@ impl RtspSession {
             tickets: 0,
             waiting: None,
             presentation: None,
+            publishing: None,
             setups: Vec::new(),
             state: State::Still,
         }
     }
 
-    fn media(&mut self, now: Instant, event: MediaEvent, out: &mut Outbox) {
+    fn media(&mut self, now: Instant, event: MediaEvent, out: &mut Outbox) -> Result<(), Fault> {
         match event {
             MediaEvent::Described { ticket, outcome } => self.described(now, ticket, outcome, out),
             MediaEvent::Opened { ticket, outcome } => self.opened(ticket, outcome, out),
-            MediaEvent::Packet { .. } => self.heard = Some(now),
+            MediaEvent::Packet { ticket, packet, .. } => {
+                self.heard = Some(now);
+                return self.recorded(now, |way| way == Way::Udp(ticket), packet, out);
+            }
             MediaEvent::Unit(unit) => {
                 if let State::Own(own) = &mut self.state {
                     own.unit(&unit, out);
@@ -173,6 +197,7 @@ impl RtspSession {
             }
             MediaEvent::Joined { dts_90k } => self.joined(Some(dts_90k), out),
         }
+        Ok(())
     }
 
     fn frames(&mut self, now: Instant, buffer: &mut BytesMut, out: &mut Outbox) -> Result<(), Fault> {
@@ -187,8 +212,14 @@ impl RtspSession {
                     self.heard = Some(now);
                     self.request(now, request, out);
                 }
-                // Receiver reports and answers to nothing: signs of life.
-                Ok(Some(Frame::Packet { .. } | Frame::Response)) => self.heard = Some(now),
+                // A publisher's media, or a viewer's receiver reports.
+                Ok(Some(Frame::Packet { channel, packet })) => {
+                    self.heard = Some(now);
+                    let own = |way| matches!(way, Way::Interleaved(channels) if channels.contains(&channel));
+                    self.recorded(now, own, packet, out)?;
+                }
+                // An answer to nothing: a sign of life.
+                Ok(Some(Frame::Response)) => self.heard = Some(now),
                 Err(error) => {
                     buffer.clear();
                     return Err(self.refuse(error, out));
@@ -224,6 +255,8 @@ impl RtspSession {
         match request.method {
             Method::Options => self.answer(Answer::new(Status::OK, cseq).field("Public", METHODS), out),
             Method::Describe => self.describe(request, out),
+            Method::Announce => self.announce(request, out),
+            Method::Record => self.record(&request, out),
             Method::Setup => self.setup(request, out),
             Method::Play => self.play(now, &request, out),
             Method::GetParameter | Method::SetParameter => {
@@ -235,7 +268,13 @@ impl RtspSession {
             Method::Teardown => {
                 self.farewell_tracks(out);
                 out.send(self.in_session(Answer::new(Status::OK, cseq)).bytes());
-                self.close("the client left", out);
+                if matches!(self.state, State::Recording)
+                    && self.setups.iter().any(|setup| matches!(setup.way, Way::Udp(_)))
+                {
+                    self.state = State::Leaving { until: now + FAREWELL_MAX };
+                } else {
+                    self.close("the client left", out);
+                }
             }
             Method::Pause => {
                 let text = "a live stream cannot be paused: TEARDOWN and PLAY again\r\n".to_owned();
@@ -263,9 +302,17 @@ impl RtspSession {
             return Some(Status::SESSION_NOT_FOUND);
         }
         match request.method {
-            Method::Play | Method::Pause | Method::Teardown if !in_session => Some(Status::NOT_IN_THIS_STATE),
-            Method::Play | Method::Teardown if session.is_none() => Some(Status::SESSION_NOT_FOUND),
-            Method::Setup | Method::Describe if !matches!(self.state, State::Still) => Some(Status::NOT_IN_THIS_STATE),
+            Method::Play | Method::Record | Method::Pause | Method::Teardown if !in_session => {
+                Some(Status::NOT_IN_THIS_STATE)
+            }
+            Method::Play | Method::Record | Method::Teardown if session.is_none() => Some(Status::SESSION_NOT_FOUND),
+            Method::Setup | Method::Describe | Method::Announce if !matches!(self.state, State::Still) => {
+                Some(Status::NOT_IN_THIS_STATE)
+            }
+            // One session either plays or records.
+            Method::Play | Method::Describe | Method::Announce if self.publishing.is_some() => {
+                Some(Status::NOT_IN_THIS_STATE)
+            }
             _ => None,
         }
     }
@@ -307,8 +354,10 @@ impl RtspSession {
             pass.key = password(&request);
         }
         let ticket = self.ticket();
+        let announces = request.method == Method::Announce;
+        let claim = if announces { Claim::Publish { stream, pass } } else { Claim::Watch { stream, pass } };
         self.waiting = Some(Waiting { ticket, request, admitted: None });
-        out.push(Output::Admit { ticket, claim: Claim::Watch { stream, pass } });
+        out.push(Output::Admit { ticket, claim });
     }
 
     fn ticket(&mut self) -> Ticket {
@@ -320,6 +369,9 @@ impl RtspSession {
         let Some(mut waiting) = self.waiting.take_if(|waiting| waiting.ticket == ticket) else { return };
         let stream = waiting.request.target.as_ref().and_then(|target| StreamName::parse(&target.path));
         match (outcome, stream) {
+            (Ok(()), Some(stream)) if waiting.request.method == Method::Announce => {
+                self.announced(stream, &waiting.request, out);
+            }
             (Ok(()), Some(stream)) => {
                 waiting.ticket = self.ticket();
                 out.push(Output::Describe { ticket: waiting.ticket, stream: stream.clone() });
@@ -366,15 +418,26 @@ impl RtspSession {
 
     fn setup(&mut self, request: Box<Request>, out: &mut Outbox) {
         let cseq = cseq_of(&request);
+        if self.publishing.is_some() {
+            return match self.announced_track(&request) {
+                Some((place, track)) => self.transport(request, place, track, out),
+                None => self.answer(Answer::new(Status::NOT_FOUND, cseq), out),
+            };
+        }
         let Some((target, presentation)) = self.presented(&request) else { return self.prepare(request, out) };
         let formats = sdp::formats(&presentation.tracks);
         // A stream of one track may be set up by its own address.
         let number = target.track.or((formats.len() == 1).then_some(0));
-        let Some(&(track, _)) = number.and_then(|number| formats.get(number)) else {
-            self.answer(Answer::new(Status::NOT_FOUND, cseq), out);
-            return;
-        };
-        if self.setups.iter().any(|setup| setup.track == track) {
+        match number.and_then(|number| Some((number, formats.get(number)?.0))) {
+            Some((place, track)) => self.transport(request, place, track, out),
+            None => self.answer(Answer::new(Status::NOT_FOUND, cseq), out),
+        }
+    }
+
+    /// Gives a track the first way of those offered that we have.
+    fn transport(&mut self, request: Box<Request>, place: usize, track: Track, out: &mut Outbox) {
+        let cseq = cseq_of(&request);
+        if self.setups.iter().any(|setup| setup.place == place) {
             self.answer(Answer::new(Status::NOT_IN_THIS_STATE, cseq), out);
             return;
         }
@@ -387,21 +450,27 @@ impl RtspSession {
         match request.field("transport").and_then(|field| Offer::all(field).find(fits)) {
             Some(Offer::Interleaved(channels)) => {
                 let channels = channels.unwrap_or_else(|| self.free_channels());
-                self.setups.push(Setup { track, way: Way::Interleaved(channels) });
+                self.setups.push(Setup { track, place, way: Way::Interleaved(channels) });
                 let [rtp, rtcp] = channels;
+                let mode = self.mode();
                 let answer = Answer::new(Status::OK, cseq)
-                    .field("Transport", format_args!("RTP/AVP/TCP;unicast;interleaved={rtp}-{rtcp}"));
+                    .field("Transport", format_args!("RTP/AVP/TCP;unicast;interleaved={rtp}-{rtcp}{mode}"));
                 let answer = self.in_session(answer);
                 self.answer(answer, out);
             }
             Some(Offer::Udp(remote)) => {
                 let ticket = self.ticket();
-                self.setups.push(Setup { track, way: Way::Udp(ticket) });
+                self.setups.push(Setup { track, place, way: Way::Udp(ticket) });
                 self.waiting = Some(Waiting { ticket, request, admitted: None });
                 out.push(Output::Open { ticket, remote });
             }
             _ => self.answer(Answer::new(Status::UNSUPPORTED_TRANSPORT, cseq), out),
         }
+    }
+
+    /// What an answered transport says at its end.
+    fn mode(&self) -> &'static str {
+        if self.publishing.is_some() { ";mode=record" } else { "" }
     }
 
     fn are_free(&self, channels: [u8; 2]) -> bool {
@@ -424,10 +493,12 @@ impl RtspSession {
             offers.into_iter().find_map(|offer| if let Offer::Udp(remote) = offer { Some(remote) } else { None });
         match (outcome, remote) {
             (Ok([rtp, rtcp]), Some([to, to_rtcp])) => {
-                let transport = format!(
-                    "RTP/AVP;unicast;client_port={to}-{to_rtcp};server_port={rtp}-{rtcp};ssrc={:08X}",
-                    self.ssrc(self.setups.len())
-                );
+                let mut transport =
+                    format!("RTP/AVP;unicast;client_port={to}-{to_rtcp};server_port={rtp}-{rtcp}{}", self.mode());
+                if self.publishing.is_none() {
+                    // Writing to a string does not fail.
+                    let _infallible = write!(transport, ";ssrc={:08X}", self.ssrc(self.setups.len()));
+                }
                 let answer = Answer::new(Status::OK, cseq_of(request)).field("Transport", transport);
                 let answer = self.in_session(answer);
                 self.answer(answer, out);
@@ -539,7 +610,7 @@ impl RtspSession {
                 out.send(bytes);
             }
             State::Own(own) => own.bye(out),
-            other @ (State::Still | State::Closed) => self.state = other,
+            other @ (State::Still | State::Recording | State::Leaving { .. } | State::Closed) => self.state = other,
         }
     }
 
