@@ -64,6 +64,11 @@ impl Treatment {
         }
     }
 
+    /// Whether G.711 becomes AAC: those who can play it get it as it is instead.
+    pub(super) fn transcodes(&self) -> bool {
+        self.lane.is_some()
+    }
+
     /// Takes a unit on the stream's running time.
     pub(super) fn treat(&mut self, unit: Unit) -> Treated {
         if !self.treats(&unit) {

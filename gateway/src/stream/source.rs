@@ -20,7 +20,7 @@ use super::info::{AudioInfo, StreamCounters, StreamInfo, VideoInfo};
 use super::recent::Recent;
 use super::sound::{Treated, Treatment};
 use super::spill::{self, Copied, Replica, Share};
-use super::tap::{Spout, Tap, TapRules, Tapped};
+use super::tap::{Spout, Tap, TapKind, TapRules, Tapped};
 use super::timeline::Timeline;
 use super::viewer::{Closed, Viewer};
 
@@ -168,6 +168,11 @@ impl Source {
         }
         let began = self.began;
         self.timeline.place(&mut unit, || (began.elapsed().as_micros() as i64).saturating_mul(9) / 100);
+        if self.treatment.transcodes() && self.treatment.treats(&unit) {
+            for tap in self.taps.iter_mut().filter(|tap| tap.plays_g711()) {
+                tap.offer(Mark::Audio, &unit, &self.key_tracks);
+            }
+        }
         match self.treatment.treat(unit) {
             Treated::Passes(unit) | Treated::Becomes(Some(unit)) => self.put(unit, patience, phases),
             Treated::Becomes(None) => false,
@@ -215,7 +220,8 @@ impl Source {
                 self.recent.follow(rendition.log(), self.recent.len().saturating_sub(1), place);
             }
         }
-        for tap in &mut self.taps {
+        let transcoded = unit.codec == Codec::Aac && self.treatment.transcodes();
+        for tap in self.taps.iter_mut().filter(|tap| !(transcoded && tap.plays_g711())) {
             tap.offer(mark, unit, &self.key_tracks);
         }
         if !self.replicas.is_empty() {
@@ -320,7 +326,11 @@ impl Source {
 
     /// Lets units out to a task elsewhere, from the newest key frame on.
     pub(super) fn tap(&mut self, rules: TapRules) -> Tap {
-        let (spout, tap) = Spout::open(rules, self.backlog());
+        let mut backlog = self.backlog();
+        if self.treatment.transcodes() && rules.kind == TapKind::WebRtc {
+            backlog.retain(|unit| unit.codec != Codec::Aac);
+        }
+        let (spout, tap) = Spout::open(rules, backlog);
         self.taps.push(spout);
         tap
     }

@@ -127,6 +127,11 @@ impl Spout {
         (spout, Tap { backlog, incoming, shared })
     }
 
+    /// Whether G.711 is played there: it is WebRTC's own (RFC 7874, 3).
+    pub(super) fn plays_g711(&self) -> bool {
+        self.rules.kind == TapKind::WebRtc
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         self.outgoing.is_closed()
     }

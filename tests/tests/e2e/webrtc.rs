@@ -250,6 +250,50 @@ fn aiortc_plays_and_publishes() {
     gateway.stop();
 }
 
+/// aiortc takes nothing of an answer whose rejected line names no format that it knows.
+#[test]
+fn aiortc_plays_the_picture_of_a_stream_with_aac() {
+    let folder = TempDir::new().unwrap();
+    let clip = clip(folder.path(), "a.flv", BASELINE, AAC);
+    let gateway = Gateway::start(options(""));
+    let _publisher = push(&clip, gateway.options.media, "gate-1");
+    wait_live(&gateway, "live/gate-1");
+    let seen = watched(&gateway, "gate-1");
+    assert!(seen["video"].as_u64() > Some(50) && seen["audio"].is_null(), "{seen}");
+    gateway.stop();
+}
+
+/// G.711 is WebRTC's own: it is heard there as it came, although viewers of FLV get AAC.
+#[test]
+fn g711_is_heard_over_webrtc_though_others_get_aac() {
+    let folder = TempDir::new().unwrap();
+    let clip = clip(folder.path(), "a.flv", BASELINE, "-c:a pcm_mulaw -ar 8000 -ac 1");
+    let port = free_port();
+    let gateway = Gateway::start(Options::default().with(&format!(
+        "[stream]\nunplayable_audio = \"aac\"\n[webrtc]\nlisten = \"udp://127.0.0.1:{port}\"\nallow_anonymous = true\n"
+    )));
+    let _publisher = push(&clip, gateway.options.media, "gate-1");
+    gateway.wait_stream("live/gate-1", |s| s["audio"] == "AAC");
+    let seen = watched(&gateway, "gate-1");
+    assert!(seen["video"].as_u64() > Some(50) && seen["audio"].as_u64() > Some(100), "{seen}");
+    let url = format!("http://127.0.0.1:{}/live/gate-1.flv", gateway.options.media);
+    let heard = run_ok("ffprobe", &["-v", "error", "-show_entries", "stream=codec_name", "-of", "csv=p=0", &url]);
+    assert!(heard.contains("aac"), "{heard}");
+    gateway.stop();
+}
+
+const BASELINE: &str = "-c:v libx264 -preset ultrafast -profile:v baseline -b:v 500k";
+
+/// What aiortc sees of a stream in 5 s.
+fn watched(gateway: &Gateway, name: &str) -> Value {
+    let url = format!("http://127.0.0.1:{}/whep/live/{name}", gateway.options.admin);
+    let mut viewer = peer("watch", &url, 1, 5, &[]);
+    let mut words = String::new();
+    connected(&mut viewer).read_to_string(&mut words).unwrap();
+    let seen: Value = serde_json::from_str(&words).unwrap();
+    seen["sessions"][0].clone()
+}
+
 #[test]
 fn a_viewer_that_vanishes_is_found_in_15_s() {
     let folder = TempDir::new().unwrap();
@@ -270,7 +314,7 @@ fn a_viewer_that_vanishes_is_found_in_15_s() {
 }
 
 /// What Chromium offers for one picture to watch, shortened.
-const OFFER: &str = "v=0\r\no=- 46117 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0\r\na=msid-semantic: WMS\r\n\
+pub(crate) const OFFER: &str = "v=0\r\no=- 46117 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0\r\na=msid-semantic: WMS\r\n\
     m=video 9 UDP/TLS/RTP/SAVPF 96 103\r\nc=IN IP4 0.0.0.0\r\na=rtcp:9 IN IP4 0.0.0.0\r\na=ice-ufrag:Zx4q\r\n\
     a=ice-pwd:o1u6RmBNJUPa4YkS4xjuWZLc\r\na=ice-options:trickle\r\na=fingerprint:sha-256 \
     F3:CF:16:0F:E3:11:30:29:22:2E:86:FB:16:73:23:8D:97:C2:EA:C8:AB:8F:D2:37:19:20:76:9D:C3:13:A6:34\r\n\
@@ -279,7 +323,7 @@ const OFFER: &str = "v=0\r\no=- 46117 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=gr
     a=fmtp:103 level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f\r\n";
 
 /// A request to the console's port: status, head and body.
-fn ask(gateway: &Gateway, method: &str, path: &str, headers: &[&str], body: &[u8]) -> (u16, String, String) {
+pub(crate) fn ask(gateway: &Gateway, method: &str, path: &str, headers: &[&str], body: &[u8]) -> (u16, String, String) {
     let mut socket = TcpStream::connect(("127.0.0.1", gateway.options.admin)).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let headers = headers.iter().fold(String::new(), |all, line| all + line + "\r\n");

@@ -41,7 +41,8 @@ async def negotiate(connection, url):
     connected = asyncio.Event()
     connection.on("connectionstatechange", lambda: connection.connectionState == "connected" and connected.set())
     await connection.setRemoteDescription(RTCSessionDescription(body, "answer"))
-    if connection.connectionState != "connected":
+    # A line that was rejected is never connected, and with it never the whole.
+    if connection.connectionState != "connected" and "m=audio 0 " not in body:
         await asyncio.wait_for(connected.wait(), 20)
 
 

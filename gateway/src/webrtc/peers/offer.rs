@@ -118,17 +118,25 @@ fn parameter<'s>(parameters: &'s str, wanted: &str) -> Option<&'s str> {
 }
 
 /// str0m's answer as peers take it: with more host candidates (RFC 8839, 5.1), and with a format on lines that are
-/// rejected, which must have one although it means nothing (RFC 8866, 5.14).
+/// rejected, which must have one although it means nothing (RFC 8866, 5.14). aiortc wants to know that format too, or it takes
+/// nothing of the answer.
 pub(super) fn completed(answer: &str, addresses: &[SocketAddr]) -> String {
     let mut out = String::with_capacity(answer.len() + 64 * addresses.len());
     let mut unsaid = Some(addresses);
+    let mut unmapped = None;
     for line in answer.lines() {
         out.push_str(line);
         if line.starts_with("m=") && line.split_whitespace().count() == 3 {
+            let (format, map) =
+                if line.starts_with("m=video") { (" 96", "96 VP8/90000") } else { (" 0", "0 PCMU/8000") };
             out.truncate(out.trim_end().len());
-            out.push_str(" 0");
+            out.push_str(format);
+            unmapped = Some(map);
         }
         out.push_str("\r\n");
+        if let Some(map) = unmapped.take_if(|_| line.starts_with("c=")) {
+            out.extend(["a=rtpmap:", map, "\r\n"]);
+        }
         // Behind the first candidate: that is in the media section all others are bundled with.
         if line.starts_with("a=candidate:") {
             for (at, address) in unsaid.take().unwrap_or_default().iter().enumerate() {
@@ -201,7 +209,9 @@ mod tests {
         assert!(lines[2].contains(" udp 2130569471 203.0.113.7 4000 typ host"), "{said}");
         assert!(lines[3].contains(" 2001:db8::7 8189 typ host") && lines[4] == "a=mid:0");
         assert_eq!(completed(answer, &[]), answer);
-        assert_eq!(completed("m=audio 0 UDP/TLS/RTP/SAVPF \r\n", &[]), "m=audio 0 UDP/TLS/RTP/SAVPF 0\r\n");
+        let rejected = completed("m=audio 0 UDP/TLS/RTP/SAVPF \r\nc=IN IP4 0.0.0.0\r\na=mid:1\r\n", &[]);
+        let whole = "m=audio 0 UDP/TLS/RTP/SAVPF 0\r\nc=IN IP4 0.0.0.0\r\na=rtpmap:0 PCMU/8000\r\na=mid:1\r\n";
+        assert_eq!(rejected, whole);
     }
 
     proptest! {
