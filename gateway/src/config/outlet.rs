@@ -42,6 +42,10 @@ pub struct Record {
     pub alarms: Vec<AlarmEvent>,
     #[serde(default = "hold_seconds")]
     pub hold_seconds: u64,
+    /// How much of the stream before an alarm is kept, seconds, 0 to 30: from the key frame before it on, within 6 MiB of memory a
+    /// stream. 0: from the key frame before the alarm.
+    #[serde(default)]
+    pub preroll_seconds: u64,
     #[serde(default)]
     pub format: Format,
     /// Folder of all recordings; absent: `recordings` in the store's folder.

@@ -465,6 +465,7 @@ impl Check<'_> {
             let ranges = [
                 ("segment_seconds", record.segment_seconds, 1..=3_600, "seconds"),
                 ("flush_seconds", record.flush_seconds, 1..=30, "seconds"),
+                ("preroll_seconds", record.preroll_seconds, 0..=crate::record::PREROLL_MAX, "seconds"),
                 ("cap_mib", record.cap_mib, 1..=1_073_741_824, "MiB"),
                 ("age_max_hours", record.age_max_hours, 0..=876_000, "hours"),
                 ("free_min_mib", record.free_min_mib, 0..=1_073_741_824, "MiB"),

@@ -1,11 +1,12 @@
 //! Streams kept on disk by rule: one task a stream and rule cuts files at key frames (here), `encode.rs` packs them,
-//! `writer.rs` is the one thread that touches the disk, `shelf.rs` knows what is there, `whole.rs` what of a torn file is
+//! `preroll.rs` has what an alarm finds recorded, `writer.rs` is the one thread that touches the disk, `shelf.rs` knows what is there, `whole.rs` what of a torn file is
 //! good. What is on its way to the disk is bounded in bytes: behind a disk that is too slow the recording leaves out up to
 //! the next key frame, and says so; the stream never waits.
 //!
 //! Must not be in here: why a recording is wanted (`outlet/`), HTTP (`admin/`).
 
 mod encode;
+mod preroll;
 mod shelf;
 mod whole;
 mod writer;
@@ -25,13 +26,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::encode::Encoder;
+use self::preroll::Preroll;
+pub(crate) use self::preroll::SECONDS_MAX as PREROLL_MAX;
 pub use self::shelf::Recording;
 use self::shelf::Shelf;
 use self::writer::{Piece, Writer};
 use crate::config::{self, When};
 use crate::hooks::Hooks;
 use crate::outlet::{Demand, Means, Reason, Voice, chosen};
-use crate::stream::{TapKind, TapRules, Tapped};
+use crate::stream::{Tap, TapKind, TapRules, Tapped};
 use crate::threads::{self, Tasks};
 
 /// Pieces on their way to the disk, and bytes of one recording: some seconds of a slow disk.
@@ -308,13 +311,16 @@ struct OpenFile {
 
 impl Task {
     async fn run(mut self) {
+        let mut preroll =
+            Preroll::new(if self.rule.config.when == When::Alarm { self.rule.config.preroll_seconds } else { 0 });
         while !self.is_gone() {
             self.board.say(RecordState::Idle, None);
             let reason = tokio::select! {
                 reason = self.demand.wanted() => reason,
+                () = preroll.keep(&self.means.streams, &self.stream) => return,
                 () = gone(&self.stop, &self.means) => return,
             };
-            self.record(&reason).await;
+            self.record(&reason, preroll.take()).await;
             self.finish();
         }
     }
@@ -324,18 +330,23 @@ impl Task {
     }
 
     /// Until it is no longer wanted, or the stream is gone.
-    async fn record(&mut self, reason: &Reason) {
-        let rules = TapRules { kind: TapKind::Record, units_max: UNITS_MAX, bytes_max: QUEUED_MAX };
-        let mut tap = match self.means.streams.tap(&self.stream, rules).await {
-            Ok(tap) => tap,
-            Err(refusal) => {
-                debug!(stream = %self.stream, %refusal, "nothing to record");
-                return tokio::time::sleep(AGAIN).await;
-            }
+    async fn record(&mut self, reason: &Reason, kept: Option<(Tap, Vec<Unit>)>) {
+        let (mut tap, before) = match kept {
+            Some(kept) => kept,
+            None => match self.means.streams.tap(&self.stream, rules()).await {
+                Ok(tap) => (tap, Vec::new()),
+                Err(refusal) => {
+                    debug!(stream = %self.stream, %refusal, "nothing to record");
+                    return tokio::time::sleep(AGAIN).await;
+                }
+            },
         };
         info!(stream = %self.stream, rule = self.rule.config.name, %reason, "recording");
         self.board.say(RecordState::Recording, Some(reason));
         self.tracks = Tracks::default();
+        for unit in &before {
+            self.take(unit);
+        }
         loop {
             let demand = self.demand.clone();
             let tapped = tokio::select! {
@@ -434,6 +445,10 @@ impl Task {
         self.means.voice.event_with(self.stream.as_str(), "recordGap", data);
         self.finish();
     }
+}
+
+fn rules() -> TapRules {
+    TapRules { kind: TapKind::Record, units_max: UNITS_MAX, bytes_max: QUEUED_MAX }
 }
 
 async fn gone(stop: &CancellationToken, means: &Means) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use sluicegate_tests::camera;
-use sluicegate_tests::{Child, Gateway, HookServer, Options, PATIENCE, run_ok, wait_for};
+use sluicegate_tests::{Browser, Child, Gateway, HookServer, Options, PATIENCE, run_ok, wait_for};
 use tempfile::TempDir;
 
 use crate::relays::{long_gops, order};
@@ -156,24 +156,64 @@ fn a_full_disk_pauses_the_recording_and_the_live_stream_goes_on() {
     gateway.stop();
 }
 
+/// Pressed in the console: Chromium plays the file, and gets to any place of it by asking for ranges.
+#[test]
+fn a_browser_plays_a_recording_from_the_console_and_seeks_in_it() {
+    let folder = TempDir::new().unwrap();
+    let clip = clip(folder.path(), 12);
+    let gateway = Gateway::start(Options::default().with(&rule("mp4", "").replace("= 4", "= 8")));
+    let _pushed = push(&gateway, &clip, "live/rec", &["-stream_loop", "-1"]);
+    let whole = |r: &Value| r["open"] == false && r["duration_ms"].as_u64() > Some(7_000);
+    let recording =
+        wait_for("a recording that is complete", PATIENCE, || recordings(&gateway, "").into_iter().find(whole));
+    let browser = Browser::start();
+    browser.open(&format!("http://127.0.0.1:{}/", gateway.options.admin));
+    let play = format!("document.querySelector('[aria-label=\"Play recording {}\"]')", recording["id"]);
+    browser.until("the recording in the list", PATIENCE, &format!("{play}?.click(); return Boolean({play})"));
+    let video = "const v = document.getElementById('recording-player');";
+    let played = browser.until("a picture", PATIENCE, &format!("{video} return v.currentTime > 0.5 && v.videoWidth"));
+    assert!(played.as_u64() > Some(0), "{played}");
+    let length = browser.run(&format!("{video} v.currentTime = 6; return v.duration"));
+    assert!(
+        (length.as_f64().unwrap() * 1_000.0 - recording["duration_ms"].as_f64().unwrap()).abs() < 200.0,
+        "{length}"
+    );
+    browser.until("another place", PATIENCE, &format!("{video} return !v.seeking && v.currentTime > 6.2"));
+    browser.run(&format!("{video} v.currentTime = 2; v.play()"));
+    let back = format!("{video} return !v.seeking && v.currentTime > 2.2 && v.currentTime < 6");
+    browser.until("and back", PATIENCE, &back);
+    let errors: Vec<String> = browser.console().into_iter().filter(|line| line.starts_with("SEVERE")).collect();
+    assert!(errors.iter().all(|line| line.contains("favicon")), "{errors:?}");
+    gateway.stop();
+}
+
 #[test]
 fn the_oldest_recordings_make_room_and_an_alarm_is_kept_from_the_key_frame_before_it() {
     let folder = TempDir::new().unwrap();
     let clip = long_gops(&folder);
     let alarm = rule("alarm", "when = \"alarm\"\nalarms = [{ event = \"alarm\" }]\nhold_seconds = 2");
-    let gateway = Gateway::start(Options::default().with(&alarm).with(&rule("ring", "cap_mib = 1\nformat = \"flv\"")));
+    let early =
+        rule("early", "when = \"alarm\"\nalarms = [{ event = \"alarm\" }]\nhold_seconds = 2\npreroll_seconds = 5");
+    let ring = rule("ring", "cap_mib = 1\nformat = \"flv\"");
+    let gateway = Gateway::start(Options::default().with(&alarm).with(&early).with(&ring));
     let _pushed = push(&gateway, &clip, "live/r", &[]);
     let frames_now = || wait_live(&gateway, "live/r")["video_frames"].as_u64().unwrap();
     wait_for("the middle of the second GOP", PATIENCE, || (130..170).contains(&frames_now()).then_some(()));
     order(&gateway, "live/r", "raiseAlarm", "{}");
-    wait_for("the alarm's recording", PATIENCE, || {
-        recordings(&gateway, "").iter().any(|r| r["rule"] == "alarm" && r["open"] == false).then_some(())
-    });
+    for name in ["alarm", "early"] {
+        wait_for("the alarm's recording", PATIENCE, || {
+            recordings(&gateway, "").iter().any(|r| r["rule"] == name && r["open"] == false).then_some(())
+        });
+    }
     let root = gateway.folder.path().join("state/recordings");
     let kept = files(&root.join("alarm/live/r"));
     // From frame 100 on, at about frame 150, for 2 s more.
     let count: usize = kept.iter().map(|file| frames(file).len()).sum();
     assert!(frames(&kept[0])[0].starts_with('K') && (65..=150).contains(&count), "{count} frames");
+    // With five seconds more: from the key frame before those, the stream's first.
+    let early = files(&root.join("early/live/r"));
+    let longer: usize = early.iter().map(|file| frames(file).len()).sum();
+    assert!(frames(&early[0])[0].starts_with('K') && (count + 95..=count + 105).contains(&longer), "{longer} frames");
     wait_for("recordings removed", Duration::from_secs(60), || {
         (gateway.metric("sluicegate_record_removed_total{stream=\"live/r\",rule=\"ring\"}") >= 2.0).then_some(())
     });
