@@ -435,10 +435,15 @@ async fn watch_idle(inner: Arc<Inner>, streams: StreamCore, idle: Duration, task
             let Some(name) = protocols::media::StreamName::parse(&info.name) else { continue };
             let visit =
                 Visit { stream: info.name, protocol: "rtmp".to_owned(), peer: info.publisher, query: String::new() };
-            if let Verdict::Denied(status) = inner.post(Event::IdleTimeout, &visit, &More::Nothing).await {
-                info!(stream = %name, status, "closed by the hook: nobody watches");
-                streams.end(&name).await;
-            }
+            let (inner, streams) = (Arc::clone(&inner), streams.clone());
+            // Each by itself: a hook that is slow about one stream holds up no other.
+            tasks.spawn("hook-idle", async move {
+                let _room = inner.asking.acquire().await;
+                if let Verdict::Denied(status) = inner.post(Event::IdleTimeout, &visit, &More::Nothing).await {
+                    info!(stream = %name, status, "closed by the hook: nobody watches");
+                    streams.end(&name).await;
+                }
+            });
         }
     }
 }

@@ -12,6 +12,9 @@ use sluicegate_tests::{
 };
 use tempfile::TempDir;
 
+use crate::rtsp::{Client, session};
+use crate::webrtc;
+
 fn ffmpeg(port: u16, name: &str) -> Child {
     ffmpeg_to(&format!("rtmp://127.0.0.1:{port}/{name}"))
 }
@@ -121,6 +124,83 @@ fn what_a_hook_denies_moves_no_byte_of_media() {
     // Who was never in does not leave.
     hooks.until("on_publish_done", "live/x");
     assert_eq!((hooks.asked("on_play_done").len(), hooks.asked("on_publish_done").len()), (0, 1));
+    gateway.stop();
+}
+
+/// The same at the doors of RTSP, WebRTC and HLS: asked in LKM's words, told where the gateway sees them go, and a denial moves
+/// no byte of media.
+#[test]
+fn hooks_stand_at_the_doors_of_rtsp_webrtc_and_hls() {
+    let hooks = HookServer::start();
+    hooks.reply("on_play", "live/no", HookReply::Status(403));
+    let (rtsp, webrtc) = (free_port(), free_port());
+    let gateway = Gateway::start(Options::default().with(&hooks.toml(&ASKED)).with(&format!(
+        "[[adapter]]\nname = \"rtsp\"\nlisten = \"tcp://127.0.0.1:{rtsp}\"\nprotocol = \"rtsp\"\nallow_anonymous = true\n\
+         [webrtc]\nlisten = \"udp://127.0.0.1:{webrtc}\"\nallow_anonymous = true"
+    )));
+    let media = gateway.options.media;
+    let _pushes = ["live/x", "live/no"].map(|name| ffmpeg(media, name));
+    for name in ["live/x", "live/no"] {
+        wait_live(&gateway, name);
+    }
+    let whep = |name: &str| {
+        webrtc::ask(
+            &gateway,
+            "POST",
+            &format!("/whep/{name}?who=7"),
+            &["Content-Type: application/sdp"],
+            webrtc::OFFER.as_bytes(),
+        )
+    };
+    // Denied at each.
+    assert!(Client::connect(rtsp).ask("DESCRIBE", "/live/no?who=7", "").starts_with("RTSP/1.0 403 "));
+    assert_eq!(Viewer::ask(media, "/live/no/index.m3u8?who=7").status(), "403");
+    assert_eq!(whep("live/no").0, 403);
+    let asked = hooks.asked("on_play");
+    let words: Vec<&Value> = asked.iter().map(|asked| &asked.body["protocol"]).collect();
+    assert_eq!(words, [&json!("rtsp"), &json!("hls"), &json!("rtc")]);
+    assert!(asked.iter().all(|asked| asked.target == "/on_play?who=7"), "{asked:?}");
+    let denied = streams(&gateway).into_iter().find(|s| s["name"] == "live/no").unwrap();
+    assert_eq!((&denied["bytes_out"], &denied["viewers"]), (&json!(0), &json!(0)));
+    assert_eq!(hooks.asked("on_play_done").len(), 0);
+    // Let in at each; RTSP and WebRTC are seen to go, players of HLS are not.
+    let mut client = Client::connect(rtsp);
+    let answer = client.ask("SETUP", "/live/x/trackID=0", "Transport: RTP/AVP/TCP;interleaved=0-1\r\n");
+    assert!(client.ask("PLAY", "/live/x", &session(&answer)).starts_with("RTSP/1.0 200 "));
+    drop(client);
+    assert_eq!(hooks.until("on_play_done", "live/x").body["protocol"], "rtsp");
+    assert_eq!(Viewer::ask(media, "/live/x/index.m3u8").status(), "200");
+    let mut socket = TcpStream::connect(("127.0.0.1", gateway.options.admin)).unwrap();
+    let (kind, offer) = ("Content-Type: application/sdp", webrtc::OFFER);
+    let head = format!(
+        "POST /whep/live/x HTTP/1.1\r\nHost: h\r\n{kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        offer.len()
+    );
+    socket.write_all((head + offer).as_bytes()).unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    let location =
+        answer.lines().find_map(|line| line.strip_prefix("location: ")).unwrap_or_else(|| panic!("{answer}"));
+    assert_eq!(webrtc::ask(&gateway, "DELETE", location, &[], b"").0, 200);
+    let told = || hooks.asked("on_play_done").into_iter().any(|told| told.body["protocol"] == "rtc");
+    wait_for("the end of the WebRTC viewer", PATIENCE, || told().then_some(()));
+    assert_eq!((hooks.asked("on_play").len(), hooks.asked("on_play_done").len()), (6, 2));
+    gateway.stop();
+}
+
+/// Complaint: a slow hook about one idle stream holds up what is asked about the others.
+#[test]
+fn a_hook_that_hangs_about_an_idle_stream_holds_up_no_other() {
+    let hooks = HookServer::start();
+    hooks.reply("on_idle_timeout", "live/a", HookReply::Hang(Duration::from_secs(12)));
+    let more = "timeout_ms = 12000\nidle_timeout_seconds = 1\n";
+    let gateway = Gateway::start(Options::default().with(&hooks.toml(&["on_idle_timeout"])).with(more));
+    let _first = ffmpeg(gateway.options.media, "live/a");
+    hooks.until("on_idle_timeout", "live/a");
+    let began = Instant::now();
+    let _second = ffmpeg(gateway.options.media, "live/b");
+    hooks.until("on_idle_timeout", "live/b");
+    assert!(began.elapsed() < Duration::from_secs(10), "asked after {:?}", began.elapsed());
     gateway.stop();
 }
 
