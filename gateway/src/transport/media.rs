@@ -200,7 +200,8 @@ fn poll_ports(ports: &[Ports], unsent: &mut VecDeque<Unsent>, cx: &mut Context<'
         return Poll::Ready(None);
     }
     for Ports { ticket, sockets } in ports {
-        for (socket, second) in sockets.iter().zip([false, true]) {
+        // Reports first: a publisher's first tells the time of its first packet.
+        for (socket, second) in sockets.iter().zip([false, true]).rev() {
             let mut buffer = [0; RECEIVE_MAX];
             let mut read = ReadBuf::new(&mut buffer);
             match socket.poll_recv(cx, &mut read) {
