@@ -151,6 +151,8 @@ impl Ring {
         if !std::mem::replace(&mut self.settled, true) {
             self.target_seconds = target_seconds(duration, self.segment_90k);
         }
+        // Only a frame that lasts longer than anybody could foresee still makes it grow: better than to tell a wrong one.
+        self.target_seconds = self.target_seconds.max((duration + 45_000) / 90_000);
         self.peak = self.peak.max(segment.bytes() * 8 * 90_000 / duration as u64);
         self.segments.push_back(segment);
         self.evict();
