@@ -1,14 +1,22 @@
 //! Figures of the bus: `cargo run --release -p gateway --example bus_bench [FOLDER]`.
 //!
-//! Prints records a second through group commit, bytes written against payload, CPU, the latency of one settled record,
-//! and the time to open a store with 1 GiB of backlog. Needs 1.2 GiB in FOLDER (default: the temporary folder).
+//! Prints bytes a point of 100 tags at 1 Hz, and for each commit window what 1,000 messages a second write to the disk;
+//! records a second through group commit, bytes written against payload, CPU, the latency of one settled record,
+//! and the time to open a store with 1 GiB of backlog. Needs 1.2 GiB in FOLDER (default: the temporary folder). What goes to
+//! the disk is the kernel's count of its block device: it has to be one that nobody else writes to.
 
-#![allow(clippy::print_stdout, reason = "its output is its purpose")]
+#![allow(
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "its output is its purpose; it is no part of the gateway"
+)]
 
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use device_models::Class;
+use device_models::wire::{Recorder, message_json};
+use device_models::{Body, Class, Message, Quality, Sample, Value};
 use gateway::bus::Bus;
 use gateway::config;
 
@@ -20,13 +28,19 @@ fn main() -> anyhow::Result<()> {
         std::fs::remove_dir_all(&root)?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    runtime.block_on(measure(root.clone()))?;
+    runtime.block_on(points(&root.join("points")))?;
+    for window_ms in [0, 10, 100, 1000] {
+        runtime.block_on(wear(&root.join(format!("window-{window_ms}")), window_ms))?;
+    }
+    if std::env::var_os("BUS_BENCH_SHORT").is_none() {
+        runtime.block_on(measure(root.join("all")))?;
+    }
     std::fs::remove_dir_all(&root)?;
     Ok(())
 }
 
 async fn measure(path: PathBuf) -> anyhow::Result<()> {
-    let config = config::Store { path, cap_mib: 4096, free_min_mib: 0, ..config::Store::default() };
+    let config = store(&path);
     let (bus, _) = Bus::open(&config)?;
     throughput(&bus).await?;
     paced(&bus, 10_000).await?;
@@ -41,6 +55,100 @@ async fn measure(path: PathBuf) -> anyhow::Result<()> {
     drain(&bus).await?;
     bus.close().await;
     Ok(())
+}
+
+/// One report of walking values with one decimal.
+fn report(thing: &str, second: i64, walk: &mut [i64], state: &mut u32) -> Message {
+    let samples = (1u32..).zip(walk.iter_mut()).map(|(alias, v)| {
+        *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        *v += i64::from(*state >> 16) % 11 - 5;
+        let (name, value) = (format!("tag{alias}").into(), Value::Float(*v as f64 / 10.0));
+        Sample { alias, name, value, quality: Quality::Good }
+    });
+    let (time_us, body) = (1_700_000_000_000_000 + second * 1_000_000, Body::Properties(samples.collect()));
+    Message { thing: thing.into(), model: "plc".into(), time_us, received_us: time_us, body }
+}
+
+/// An hour of 100 tags at 1 Hz, without the pauses; then some seconds with each report made durable for itself.
+async fn points(path: &Path) -> anyhow::Result<()> {
+    let (bus, _) = Bus::open(&store(path))?;
+    let (mut recorder, mut state) = (Recorder::default(), 7);
+    let mut walk: Vec<i64> = (0..100).map(|tag| 200 + tag * 3).collect();
+    let mut last = 0;
+    for second in 0..3600 {
+        let record = recorder.record(&report("plc-1", second, &mut walk, &mut state));
+        last = bus.append_record(Class::Live, &record, None).await?;
+    }
+    bus.settled(Class::Live, last).await?;
+    println!("100 tags at 1 Hz for an hour: {:.2} bytes a point", bus.stat().class_bytes[2] as f64 / 360_000.0);
+    let (before, mut payload) = (written(path)?, 0);
+    for second in 3600..3660 {
+        let message = report("plc-1", second, &mut walk, &mut state);
+        payload += message_json(&message).to_string().len() as u64;
+        let seq = bus.append_record(Class::Live, &recorder.record(&message), Some(Duration::ZERO)).await?;
+        bus.settled(Class::Live, seq).await?;
+    }
+    let bytes = written(path)? - before;
+    println!(
+        "one report a commit: {} B to the disk each, {:.1} times its JSON of {} B",
+        bytes / 60,
+        bytes as f64 / payload as f64,
+        payload / 60
+    );
+    bus.close().await;
+    Ok(())
+}
+
+/// 1,000 messages a second of 50 things for 20 s.
+async fn wear(path: &Path, window_ms: u64) -> anyhow::Result<()> {
+    const SECONDS: u64 = 20;
+    let (bus, _) = Bus::open(&store(path))?;
+    let (mut recorder, mut state, mut walks) = (Recorder::default(), 7, vec![vec![200; 3]; 50]);
+    let (mut waits, mut payload, mut last) = (Vec::new(), 0, 0);
+    let mut ticks = tokio::time::interval(Duration::from_millis(1));
+    let (before, within) = (written(path)?, Some(Duration::from_millis(window_ms)));
+    for n in 0..SECONDS * 1000 {
+        ticks.tick().await;
+        let at = n as usize % walks.len();
+        let message = report(&format!("meter-{at}"), n as i64 / 1000, &mut walks[at], &mut state);
+        payload += message_json(&message).to_string().len() as u64;
+        last = bus.append_record(Class::Live, &recorder.record(&message), within).await?;
+        if n % 97 == 0 {
+            let (bus, began) = (bus.clone(), Instant::now());
+            waits.push(tokio::spawn(async move { bus.settled(Class::Live, last).await.map(|()| began.elapsed()) }));
+        }
+    }
+    bus.settled(Class::Live, last).await?;
+    let bytes = written(path)? - before;
+    let mut took = Vec::new();
+    for wait in waits {
+        took.push(wait.await??);
+    }
+    took.sort();
+    println!(
+        "commit_ms {window_ms}: {} B to the disk a message ({:.1} times its JSON), {:.2} GB a day, wait {:?} median, {:?} p99",
+        bytes / (SECONDS * 1000),
+        bytes as f64 / payload as f64,
+        bytes as f64 / SECONDS as f64 * 86_400.0 / 1e9,
+        took[took.len() / 2],
+        took[took.len() * 99 / 100]
+    );
+    bus.close().await;
+    Ok(())
+}
+
+/// Bytes that the block device under this folder was given to write so far.
+fn written(path: &Path) -> anyhow::Result<u64> {
+    rustix::fs::syncfs(std::fs::File::open(path)?)?;
+    let device = std::fs::metadata(path)?.dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let stat = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat"))?;
+    let sectors: u64 = stat.split_whitespace().nth(6).unwrap_or("0").parse()?;
+    Ok(sectors * 512)
+}
+
+fn store(path: &Path) -> config::Store {
+    config::Store { path: path.to_owned(), cap_mib: 4096, free_min_mib: 0, ..config::Store::default() }
 }
 
 async fn throughput(bus: &Bus) -> anyhow::Result<()> {

@@ -77,6 +77,7 @@ impl App {
         let edge = Edge::new(&plan.models, plan.scopes);
         let intake = Intake::new(devices.clone(), bus.clone(), metrics.clone(), edge);
         tasks.spawn("rules", say_what_waits(intake.clone(), tasks.clone()));
+        tasks.spawn("presence", say_presence_again(intake.clone(), tasks.clone()));
         let gatekeeper = Arc::new(Gatekeeper::new(plan.credentials, tasks.clone()));
         let (broker, wills) = Broker::open(&plan.config.broker, bus.keyed(), Arc::clone(&gatekeeper), &tasks)?;
         tasks.spawn("wills", take_will_reports(intake.clone(), wills, tasks.clone()));
@@ -175,6 +176,10 @@ async fn take_will_reports(intake: Intake, mut wills: mpsc::Receiver<WillReport>
 
 async fn say_what_waits(intake: Intake, tasks: Tasks) {
     intake.run_rules(tasks.stopping()).await;
+}
+
+async fn say_presence_again(intake: Intake, tasks: Tasks) {
+    intake.run_presence(tasks.stopping()).await;
 }
 
 async fn save_latest(devices: Devices, tasks: Tasks) {

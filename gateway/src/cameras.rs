@@ -30,6 +30,7 @@ pub async fn run(intake: Intake, outlets: Outlets, mut reports: mpsc::Receiver<R
         product: Some(CAMERA.to_owned()),
         auto_register: true,
         allow_anonymous: true,
+        commit: None,
     };
     let (commands, mut orders) = mpsc::channel(ORDERS_MAX);
     let route = Route { id: transport::next_route(), adapter: Arc::clone(&adapter.name), commands };

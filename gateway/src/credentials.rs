@@ -331,7 +331,7 @@ mod tests {
     use super::*;
 
     fn adapter(allow_anonymous: bool) -> AdapterInfo {
-        AdapterInfo { name: Arc::from("a"), product: None, auto_register: false, allow_anonymous }
+        AdapterInfo { name: Arc::from("a"), product: None, auto_register: false, allow_anonymous, commit: None }
     }
 
     fn keeper() -> Gatekeeper {

@@ -1,6 +1,7 @@
 //! The one way a device's report becomes a message on the bus: who is it, what does its model say, keep it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use device_models::normalize::normalize;
 use device_models::{Body, Class, Message, Report, Word, wire};
@@ -13,6 +14,7 @@ use crate::clock;
 use crate::devices::{Devices, Route, RouteId, Thing};
 use crate::edge::{Edge, Passed};
 use crate::metrics::{Figure, Metrics};
+use crate::presence::Presence;
 
 /// Messages the live view may lag behind before it misses some.
 const LIVE_BACKLOG: usize = 1_024;
@@ -26,6 +28,8 @@ pub struct AdapterInfo {
     pub product: Option<String>,
     pub auto_register: bool,
     pub allow_anonymous: bool,
+    /// How long its reports wait for others before they are made durable; `None`: as the store says.
+    pub commit: Option<Duration>,
 }
 
 /// Where a message went.
@@ -42,6 +46,8 @@ pub struct Intake {
     bus: Bus,
     metrics: Metrics,
     edge: Edge,
+    recorder: Arc<Mutex<wire::Recorder>>,
+    presence: Arc<Presence>,
     live: broadcast::Sender<Arc<Message>>,
     events: broadcast::Sender<Arc<Message>>,
 }
@@ -53,6 +59,8 @@ impl Intake {
             bus,
             metrics,
             edge,
+            recorder: Arc::default(),
+            presence: Arc::default(),
             live: broadcast::Sender::new(LIVE_BACKLOG),
             events: broadcast::Sender::new(EVENTS_BACKLOG),
         }
@@ -116,7 +124,7 @@ impl Intake {
         thing.note(&message);
         let passed = self.edge.pass(&thing, message);
         self.metrics.held(&adapter.name, passed.held);
-        let appended = self.append_all(passed).await?;
+        let appended = self.append_all(passed, adapter.commit).await?;
         // Only now: who waits for the answer counts on it being on the bus.
         if let Word::Reply { id, outcome } = report.word {
             self.devices.answered(&thing.id, &id, outcome);
@@ -152,6 +160,29 @@ impl Intake {
         }
     }
 
+    /// Says again who came or went when the disk refused it, until the gateway stops.
+    pub async fn run_presence(&self, stopping: impl Future<Output = ()>) {
+        let mut durable = self.bus.durable();
+        let again = async {
+            while durable.changed().await.is_ok() {
+                let failed = self.presence.failed(&durable.borrow_and_update());
+                for message in failed {
+                    let thing = self.devices.by_id(&message.thing);
+                    if let (Some(thing), Body::Presence { online, .. }) = (thing, &message.body)
+                        && thing.is_online() == *online
+                        && let Err(refusal) = self.append(message, None).await
+                    {
+                        debug!(thing = %thing.id, %refusal, "could not say again that a device came or went");
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = again => {}
+            () = stopping => {}
+        }
+    }
+
     /// Says what still waits for its time: the gateway stops.
     pub async fn finish(&self) {
         let rest = self.edge.finish(clock::now_us());
@@ -159,16 +190,16 @@ impl Intake {
     }
 
     async fn say(&self, passed: Passed) {
-        if let Err(refusal) = self.append_all(passed).await {
+        if let Err(refusal) = self.append_all(passed, None).await {
             warn!(%refusal, "values that waited for their time could not be kept");
         }
     }
 
     /// Appends all of them; gives where the last one went.
-    async fn append_all(&self, passed: Passed) -> Result<Option<Appended>, Refusal> {
+    async fn append_all(&self, passed: Passed, within: Option<Duration>) -> Result<Option<Appended>, Refusal> {
         let mut last = None;
         for message in passed.messages {
-            last = Some(self.append(message).await?);
+            last = Some(self.append(message, within).await?);
         }
         Ok(last)
     }
@@ -204,13 +235,16 @@ impl Intake {
             received_us: now_us,
             body,
         };
-        self.append(message).await.map(|_| ())
+        self.append(message, None).await.map(|_| ())
     }
 
-    async fn append(&self, message: Message) -> Result<Appended, Refusal> {
+    async fn append(&self, message: Message, within: Option<Duration>) -> Result<Appended, Refusal> {
         let class = message.class();
-        let record = wire::encode_message(&message);
-        let seq = self.bus.append(class, &record).await.map_err(|e| Refusal::Unavailable(e.to_string()))?;
+        // One for all: reports of a product share their template, whatever adapter they come by.
+        let record = self.recorder.lock().unwrap_or_else(PoisonError::into_inner).record(&message);
+        let taken = self.bus.append_record(class, &record, within).await;
+        self.presence.note(taken.as_ref().ok().copied(), &message);
+        let seq = taken.map_err(|e| Refusal::Unavailable(e.to_string()))?;
         let lives = self.live.receiver_count() > 0;
         let happens = matches!(message.body, Body::Event { .. }) && self.events.receiver_count() > 0;
         if lives || happens {

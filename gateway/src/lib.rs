@@ -20,6 +20,7 @@ pub mod http;
 pub mod intake;
 pub mod metrics;
 pub mod outlet;
+mod presence;
 pub mod pull;
 pub mod receive;
 pub mod record;

@@ -12,10 +12,10 @@ const BOOLEAN: u32 = 1;
 const INTEGER: u32 = 2;
 const UNSIGNED: u32 = 3;
 const F32: u32 = 4;
-const F64: u32 = 5;
+pub(super) const F64: u32 = 5;
 const TEXT: u32 = 6;
 const OTHER: u32 = 7;
-const SCALED: u32 = 16;
+pub(super) const SCALED: u32 = 16;
 
 /// 10^s, exact in a double (it would be up to 22).
 const SCALES: [f64; 10] = [1.0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9];
@@ -134,6 +134,112 @@ fn exact(v: f64, factor: f64) -> Option<i64> {
 const fn varint_len(v: i64) -> usize {
     let zigzag = ((v << 1) ^ (v >> 63)) as u64;
     (70 - (zigzag | 1).leading_zeros() as usize) / 7
+}
+
+// === single values, for rows that lean on a template ===
+
+/// The kind of column that is the smallest for this value alone.
+pub(super) fn kind_of(value: &Value) -> u32 {
+    match value {
+        Value::Null => NULL,
+        Value::Bool(_) => BOOLEAN,
+        Value::Int(_) => INTEGER,
+        Value::UInt(_) => UNSIGNED,
+        Value::Float(v) => {
+            let narrow = f64::from(*v as f32).to_bits() == v.to_bits();
+            let scaled = (0u32..).zip(SCALES).find_map(|(scale, factor)| Some((scale, exact(*v, factor)?)));
+            match scaled {
+                Some((scale, integer)) if varint_len(integer) <= if narrow { 4 } else { 8 } => SCALED + scale,
+                _ if narrow => F32,
+                _ => F64,
+            }
+        }
+        Value::Text(_) => TEXT,
+        Value::Bytes(_) | Value::Array(_) | Value::Object(_) => OTHER,
+    }
+}
+
+pub(super) const fn is_float(kind: u32) -> bool {
+    matches!(kind, F32 | F64) || kind >= SCALED
+}
+
+/// The value as the integer that a column of this kind writes; `None` where it writes none, or the value does not fit.
+pub(super) fn integer_of(kind: u32, value: &Value) -> Option<i64> {
+    match (kind, value) {
+        (NULL, Value::Null) => Some(0),
+        (BOOLEAN, Value::Bool(v)) => Some(i64::from(*v)),
+        (INTEGER, Value::Int(_)) | (UNSIGNED, Value::UInt(_)) => Some(integer(value)),
+        (kind, Value::Float(v)) => exact(*v, scale_of(kind)?),
+        _ => None,
+    }
+}
+
+/// Appends one value as this kind, integers as the difference to `base`. False, and nothing is written, where it does not
+/// fit the kind exactly.
+pub(super) fn write_one(kind: u32, base: i64, value: &Value, row: &mut pb::Row) -> bool {
+    match (kind, value) {
+        (F32, Value::Float(v)) if f64::from(*v as f32).to_bits() == v.to_bits() => {
+            row.f32.extend((*v as f32).to_le_bytes());
+        }
+        (F64, Value::Float(v)) => row.f64.extend(v.to_le_bytes()),
+        (TEXT, Value::Text(text)) => row.text.push(text.clone()),
+        (OTHER, Value::Bytes(_) | Value::Array(_) | Value::Object(_)) => row.other.push(to_value(value)),
+        _ => match integer_of(kind, value) {
+            Some(integer) => row.ints.push(integer.wrapping_sub(base)),
+            None => return false,
+        },
+    }
+    true
+}
+
+/// Values of a row, taken front to back.
+#[derive(Debug)]
+pub(super) struct Cells {
+    ints: std::vec::IntoIter<i64>,
+    f32: std::vec::IntoIter<u8>,
+    f64: std::vec::IntoIter<u8>,
+    text: std::vec::IntoIter<String>,
+    other: std::vec::IntoIter<pb::Value>,
+}
+
+impl Cells {
+    pub(super) fn new(row: &mut pb::Row) -> Self {
+        Self {
+            ints: std::mem::take(&mut row.ints).into_iter(),
+            f32: std::mem::take(&mut row.f32).into_iter(),
+            f64: std::mem::take(&mut row.f64).into_iter(),
+            text: std::mem::take(&mut row.text).into_iter(),
+            other: std::mem::take(&mut row.other).into_iter(),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        let bytes = self.f32.len() + self.f64.len();
+        self.ints.len() + bytes + self.text.len() + self.other.len() == 0
+    }
+
+    /// The next value, of a column of this kind.
+    pub(super) fn next(&mut self, kind: u32, base: i64) -> Result<Value, WireError> {
+        let none = || WireError::Shape("fewer values than columns");
+        Ok(match kind {
+            F32 if self.f32.len() >= 4 => Value::Float(f64::from(f32::from_le_bytes(bytes(&mut self.f32)))),
+            F64 if self.f64.len() >= 8 => Value::Float(f64::from_le_bytes(bytes(&mut self.f64))),
+            F32 | F64 => return Err(none()),
+            TEXT => Value::Text(self.text.next().ok_or_else(none)?),
+            OTHER => from_value(Some(self.other.next().ok_or_else(none)?)),
+            _ => {
+                let integer = self.ints.next().ok_or_else(none)?.wrapping_add(base);
+                match (kind, scale_of(kind)) {
+                    (NULL, _) => Value::Null,
+                    (BOOLEAN, _) => Value::Bool(integer != 0),
+                    (INTEGER, _) => Value::Int(integer),
+                    (UNSIGNED, _) => Value::UInt(integer as u64),
+                    (_, Some(factor)) => Value::Float(integer as f64 / factor),
+                    (number, None) => return Err(WireError::Number { what: "column kind", number }),
+                }
+            }
+        })
+    }
 }
 
 // === reading ===

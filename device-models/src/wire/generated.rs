@@ -151,6 +151,56 @@ pub struct Sample {
     #[prost(uint32, tag = "4")]
     pub quality: u32,
 }
+/// What property reports of one model with the same properties have in common. Stands in a segment once, in front of the
+/// rows that lean on it; its 8-byte label is made of its bytes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Template {
+    #[prost(string, tag = "1")]
+    pub model: ::prost::alloc::string::String,
+    /// Times of rows count from here, microseconds since 1970 UTC.
+    #[prost(sint64, tag = "2")]
+    pub time_us: i64,
+    /// Columns' property aliases, and their names.
+    #[prost(uint32, repeated, tag = "3")]
+    pub alias: ::prost::alloc::vec::Vec<u32>,
+    #[prost(string, repeated, tag = "4")]
+    pub name: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Columns' kinds, as in Rows.
+    #[prost(uint32, repeated, tag = "5")]
+    pub kind: ::prost::alloc::vec::Vec<u32>,
+    /// Columns' values that rows count from: of the kinds that are written as integers; of others 0.
+    #[prost(sint64, repeated, tag = "6")]
+    pub base: ::prost::alloc::vec::Vec<i64>,
+}
+/// One property report in the log that leans on a template. In front of it stands one byte, the version: 2.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Row {
+    #[prost(string, tag = "1")]
+    pub thing: ::prost::alloc::string::String,
+    /// Time minus the template's.
+    #[prost(sint64, tag = "2")]
+    pub dt_us: i64,
+    #[prost(sint64, tag = "3")]
+    pub late_us: i64,
+    /// Kinds 0 (a zero), 1, 2, 3 and 16 up: difference to the template's value; of a column whose kind differs, the value.
+    #[prost(sint64, repeated, tag = "4")]
+    pub ints: ::prost::alloc::vec::Vec<i64>,
+    /// Little endian.
+    #[prost(bytes = "vec", tag = "5")]
+    pub f32: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "6")]
+    pub f64: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, repeated, tag = "7")]
+    pub text: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "8")]
+    pub other: ::prost::alloc::vec::Vec<Value>,
+    /// Qualities as runs: quality, then how many values. Empty: all good.
+    #[prost(uint32, repeated, tag = "9")]
+    pub quality: ::prost::alloc::vec::Vec<u32>,
+    /// Columns whose kind is not the template's: column (by index), then its kind.
+    #[prost(uint32, repeated, tag = "10")]
+    pub kind: ::prost::alloc::vec::Vec<u32>,
+}
 /// Messages first_seq .. first_seq + count - 1 of one class, in order, none left out unless a hole says so.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Batch {

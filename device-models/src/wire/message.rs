@@ -9,8 +9,8 @@ use super::generated as pb;
 use super::value::{Said, from_said, to_said};
 use crate::message::Message;
 
-/// First byte of every record.
-const VERSION: u8 = 1;
+/// First byte of a record that stands alone.
+pub(super) const PLAIN: u8 = 1;
 
 /// The message as it stands in the log: the version byte, then a protobuf `Record`.
 pub fn encode_message(message: &Message) -> Vec<u8> {
@@ -30,7 +30,7 @@ pub fn encode_message(message: &Message) -> Vec<u8> {
         body: Some(body),
     };
     let mut bytes = Vec::with_capacity(1 + record.encoded_len());
-    bytes.push(VERSION);
+    bytes.push(PLAIN);
     // Into a Vec it cannot fail: the only error is a full buffer.
     record.encode_raw(&mut bytes);
     bytes
@@ -40,7 +40,7 @@ pub fn encode_message(message: &Message) -> Vec<u8> {
 pub fn decode_message(bytes: &[u8]) -> Result<Message, WireError> {
     use pb::record::Body;
     let (version, record) = bytes.split_first().ok_or(WireError::Empty)?;
-    if *version != VERSION {
+    if *version != PLAIN {
         return Err(WireError::Version(u32::from(*version)));
     }
     let record = pb::Record::decode(record)?;

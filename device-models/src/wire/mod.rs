@@ -1,7 +1,7 @@
 //! Messages as bytes: the record on disk and the batch upstream, both protobuf (`proto/sluicegate.proto`), and the JSON
 //! form people read.
 //!
-//! `message.rs` is the record, `batch.rs` the native batch with `rows.rs` and `columns.rs` for its property
+//! `message.rs` is the record, `recorder.rs` and `template.rs` its small form behind a template, `batch.rs` the native batch with `rows.rs` and `columns.rs` for its property
 //! reports and `compression.rs` for its size, `catalog.rs` what aliases mean, `json.rs` the JSON form, `value.rs` the single value. `generated.rs` comes from the `.proto`; nothing outside
 //! this folder names it. Must not be in here: when a batch is closed, where it is sent.
 
@@ -11,7 +11,9 @@ mod columns;
 mod compression;
 mod json;
 mod message;
+mod recorder;
 mod rows;
+mod template;
 mod value;
 
 #[rustfmt::skip]
@@ -32,13 +34,15 @@ pub use catalog::{Catalog, PropertyName};
 pub use compression::{BODY_MAX, Compression};
 pub use json::{message_json, time_text};
 pub use message::{decode_message, encode_message};
+pub use recorder::Recorder;
+pub use template::{Record, RecordReader, Template, decode_record};
 
 /// Why bytes are not what they should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
     #[error("the record is empty")]
     Empty,
-    #[error("version {0} is not known here (this reads version 1)")]
+    #[error("version {0} is not known here (this reads 1 and 2)")]
     Version(u32),
     #[error("not the protobuf it should be: {0}")]
     Protobuf(String),

@@ -258,7 +258,7 @@ fn read_names(rows: &pb::Rows, aliases: &[u32], model: &str, catalog: &Catalog) 
 }
 
 /// Runs as single values, exactly `count` of them.
-fn expand(runs: &[u32], count: usize) -> Result<Vec<u32>, WireError> {
+pub(super) fn expand(runs: &[u32], count: usize) -> Result<Vec<u32>, WireError> {
     let mut values = Vec::new();
     for run in runs.chunks(2) {
         let [value, length] = run else { return Err(WireError::Shape("runs")) };

@@ -7,6 +7,8 @@ use std::io;
 use std::sync::{Arc, Condvar, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use device_models::wire::Template;
 use device_models::{Body, Class, Message};
 use tokio::sync::{Notify, oneshot, watch};
 use tracing::{debug, error, info};
@@ -14,7 +16,7 @@ use tracing::{debug, error, info};
 use super::cursors::Cursors;
 use super::disk::is_full;
 use super::log::{Batch, Log, Loss};
-use super::segment::{self, RECORD_MAX};
+use super::segment::{self, FRAME, RECORD_MAX};
 use super::{BusError, Durable, Lock, index};
 use crate::clock;
 
@@ -53,26 +55,30 @@ struct Waiting {
     batches: [Batch; 4],
     next: [u64; 4],
     bytes: usize,
+    /// The shortest window that somebody of those who wait wants; none waits: the longest there is.
+    within: Duration,
     writing: usize,
     closing: bool,
     /// How often an append had to wait for room.
     waits: u64,
-    purge: Option<Purge>,
+    errand: Option<Errand>,
     /// The next numbers at the start.
     began: [u64; 4],
 }
 
-/// Classes whose records are to go, and who is told how many did.
+/// Something to be done between two batches, and who is told of how many numbers it was done.
 #[derive(Debug)]
-pub(super) struct Purge {
-    pub classes: Vec<Class>,
-    pub reply: oneshot::Sender<u64>,
+pub(super) enum Errand {
+    /// The records of these classes are to go.
+    Purge { classes: Vec<Class>, reply: oneshot::Sender<u64> },
+    /// These were found to be lost: what not every reader had is told.
+    Tell { losses: Vec<Loss>, reply: oneshot::Sender<u64> },
 }
 
 /// What the writer does next.
 enum Turn {
-    Write([Batch; 4]),
-    Purge(Purge),
+    Write(Box<[Batch; 4]>),
+    Errand(Errand),
     Idle,
     Stop,
 }
@@ -85,10 +91,11 @@ impl Buffer {
             batches: Default::default(),
             next,
             bytes: 0,
+            within: Duration::MAX,
             writing: 0,
             closing: false,
             waits: 0,
-            purge: None,
+            errand: None,
             began: next,
         };
         Self {
@@ -103,12 +110,22 @@ impl Buffer {
     }
 
     /// Takes a record in and gives its number. Waits while the buffer is full.
-    pub(super) async fn append(&self, class: Class, record: &[u8]) -> Result<u64, BusError> {
-        if record.len() > RECORD_MAX {
-            return Err(BusError::TooLong { bytes: record.len() });
+    pub(super) async fn append(
+        &self,
+        class: Class,
+        template: Option<&Template>,
+        record: &[u8],
+        within: Option<Duration>,
+    ) -> Result<u64, BusError> {
+        let label = template.map(|template| template.label);
+        let bytes = segment::record_len(label, record) - FRAME;
+        let template_bytes = template.map_or(0, |template| template.bytes.len());
+        if bytes.max(template_bytes) > RECORD_MAX {
+            return Err(BusError::TooLong { bytes: bytes.max(template_bytes) });
         }
-        let crc = segment::payload_crc(self.seed, record);
-        if let Some(seq) = self.push(class, crc, record)? {
+        let crc = segment::record_crc(self.seed, label, record);
+        let within = within.unwrap_or(self.window.time);
+        if let Some(seq) = self.push(class, crc, template, record, within)? {
             return Ok(seq);
         }
         loop {
@@ -116,26 +133,35 @@ impl Buffer {
             tokio::pin!(room);
             // Registered before looking, so that room made in between is not missed.
             room.as_mut().enable();
-            if let Some(seq) = self.push(class, crc, record)? {
+            if let Some(seq) = self.push(class, crc, template, record, within)? {
                 return Ok(seq);
             }
             room.await;
         }
     }
 
-    fn push(&self, class: Class, crc: u32, record: &[u8]) -> Result<Option<u64>, BusError> {
+    fn push(
+        &self,
+        class: Class,
+        crc: u32,
+        template: Option<&Template>,
+        record: &[u8],
+        within: Duration,
+    ) -> Result<Option<u64>, BusError> {
         let mut waiting = self.waiting.lock();
         if waiting.closing {
             return Err(BusError::Closed);
         }
-        let bytes = segment::FRAME + record.len();
+        let bytes = waiting.cost(class, template, record);
         if waiting.bytes + waiting.writing + bytes > self.bytes_max {
             waiting.waits += 1;
             return Ok(None);
         }
         let before = waiting.bytes;
-        let seq = waiting.push(class, crc, record);
-        let wake = before == 0 || (before < self.window.bytes && waiting.bytes >= self.window.bytes);
+        let seq = waiting.push(class, crc, template, record);
+        let sooner = within < waiting.within;
+        waiting.within = waiting.within.min(within);
+        let wake = before == 0 || sooner || (before < self.window.bytes && waiting.bytes >= self.window.bytes);
         drop(waiting);
         if wake {
             self.wake.notify_one();
@@ -143,17 +169,20 @@ impl Buffer {
         Ok(Some(seq))
     }
 
-    /// The writer's own records (gap records): they do not wait for room.
+    /// The writer's own records (gap records): they do not wait for room, nor for a window, because what they name is gone
+    /// from the disk already.
     fn push_own(&self, class: Class, record: &[u8]) {
-        let crc = segment::payload_crc(self.seed, record);
-        self.waiting.lock().push(class, crc, record);
+        let crc = segment::record_crc(self.seed, None, record);
+        let mut waiting = self.waiting.lock();
+        waiting.push(class, crc, None, record);
+        waiting.within = Duration::ZERO;
     }
 
-    /// Has the writer purge. An older wish that still waits is dropped, which tells its owner.
-    pub(super) fn purge(&self, purge: Purge) {
+    /// Sends the writer on an errand. An older one that still waits is dropped, which tells its owner.
+    pub(super) fn send(&self, errand: Errand) {
         let mut waiting = self.waiting.lock();
         if !waiting.closing {
-            waiting.purge = Some(purge);
+            waiting.errand = Some(errand);
         }
         drop(waiting);
         self.wake.notify_all();
@@ -172,36 +201,37 @@ impl Buffer {
         (waiting.bytes + waiting.writing, waiting.waits, given)
     }
 
-    /// Waits until a batch is due: at once after a quiet spell, else a window after the last commit or when enough has
-    /// come together.
+    /// Waits until a batch is due: at once after a quiet spell, else the shortest wanted window after the last commit or
+    /// when enough has come together.
     fn take(&self, committed: Option<Instant>, spare: &mut Vec<Vec<u8>>) -> Turn {
         let mut waiting = self.waiting.lock();
         loop {
             let now = Instant::now();
             let pause = if waiting.bytes == 0 {
-                if let Some(purge) = waiting.purge.take() {
-                    return Turn::Purge(purge);
+                if let Some(errand) = waiting.errand.take() {
+                    return Turn::Errand(errand);
                 }
                 if waiting.closing {
                     return Turn::Stop;
                 }
                 IDLE
             } else {
-                let due = committed.map_or(now, |at| at + self.window.time);
+                let due = committed.and_then(|at| at.checked_add(waiting.within)).unwrap_or(now);
                 if waiting.closing || now >= due || waiting.bytes >= self.window.bytes {
                     waiting.writing = std::mem::take(&mut waiting.bytes);
+                    waiting.within = Duration::MAX;
                     let batches = waiting.batches.each_mut().map(|batch| {
                         let bytes = spare.pop().unwrap_or_default();
                         std::mem::replace(batch, Batch { bytes, ..Batch::default() })
                     });
-                    return Turn::Write(batches);
+                    return Turn::Write(Box::new(batches));
                 }
                 due - now
             };
             let idle = waiting.bytes == 0;
             let (guard, timeout) = self.wake.wait_timeout(waiting, pause).unwrap_or_else(PoisonError::into_inner);
             waiting = guard;
-            if idle && timeout.timed_out() && waiting.bytes == 0 && waiting.purge.is_none() && !waiting.closing {
+            if idle && timeout.timed_out() && waiting.bytes == 0 && waiting.errand.is_none() && !waiting.closing {
                 return Turn::Idle;
             }
         }
@@ -223,7 +253,16 @@ impl Buffer {
 // === impl Waiting ===
 
 impl Waiting {
-    fn push(&mut self, class: Class, crc: u32, record: &[u8]) -> u64 {
+    /// Bytes that the record will take, with its template if that is new to the batch.
+    fn cost(&self, class: Class, template: Option<&Template>, record: &[u8]) -> usize {
+        let batch = &self.batches[index(class)];
+        let new = template.filter(|template| !batch.templates.contains_key(&template.label));
+        let lead = new.map_or(0, |template| segment::record_len(Some(template.label), &template.bytes));
+        segment::record_len(template.map(|template| template.label), record) + lead
+    }
+
+    fn push(&mut self, class: Class, crc: u32, template: Option<&Template>, record: &[u8]) -> u64 {
+        self.bytes += self.cost(class, template, record);
         let at = index(class);
         let seq = self.next[at];
         let batch = &mut self.batches[at];
@@ -231,9 +270,13 @@ impl Waiting {
             batch.first = seq;
         }
         batch.last = seq;
-        segment::push_record(&mut batch.bytes, crc, seq, record);
+        if let Some(template) = template
+            && !batch.templates.contains_key(&template.label)
+        {
+            batch.templates.insert(template.label, Bytes::clone(&template.bytes));
+        }
+        segment::push_record(&mut batch.bytes, crc, seq, template.map(|template| template.label), record);
         self.next[at] = seq + 1;
-        self.bytes += segment::FRAME + record.len();
         seq
     }
 }
@@ -260,14 +303,7 @@ impl Writer {
                 // What was let go of since the last commit is said before the end.
                 Turn::Stop if self.log.unsaid.is_empty() || !self.commit(&Default::default()) => return,
                 Turn::Stop => {}
-                Turn::Purge(purge) => {
-                    self.collect();
-                    let gone = purge.classes.iter().map(|class| self.log.purge(*class)).sum();
-                    self.commit(&Default::default());
-                    if purge.reply.send(gone).is_err() {
-                        debug!(gone, "whoever asked for the purge has gone");
-                    }
-                }
+                Turn::Errand(errand) => self.run_errand(errand),
                 Turn::Idle => {
                     if self.log.owes() {
                         self.commit(&Default::default());
@@ -280,7 +316,7 @@ impl Writer {
                     let good = self.commit(&batches);
                     self.log.files.figures.committed(committed.map_or(Duration::ZERO, |began| began.elapsed()));
                     self.buffer.written();
-                    spare = batches.into_iter().filter_map(recycle).collect();
+                    spare = (*batches).into_iter().filter_map(recycle).collect();
                     self.collect();
                     if good {
                         if !backoff.is_zero() {
@@ -293,6 +329,25 @@ impl Writer {
                     }
                 }
             }
+        }
+    }
+
+    fn run_errand(&mut self, errand: Errand) {
+        self.collect();
+        let (numbers, reply) = match errand {
+            Errand::Purge { classes, reply } => (classes.iter().map(|class| self.log.purge(*class)).sum(), reply),
+            Errand::Tell { losses, reply } => {
+                let unread = losses.into_iter().filter_map(|loss| self.log.unread(loss)).collect::<Vec<_>>();
+                let numbers = unread.iter().map(|loss| loss.last - loss.first + 1).sum();
+                for loss in unread {
+                    self.log.say(loss);
+                }
+                (numbers, reply)
+            }
+        };
+        self.commit(&Default::default());
+        if reply.send(numbers).is_err() {
+            debug!(numbers, "whoever sent the errand has gone");
         }
     }
 
@@ -369,7 +424,7 @@ impl Drop for Writer {
     /// However the writer ends: without it nothing may be taken in, and nobody may wait for room.
     fn drop(&mut self) {
         self.buffer.close();
-        self.buffer.waiting.lock().purge = None;
+        self.buffer.waiting.lock().errand = None;
     }
 }
 

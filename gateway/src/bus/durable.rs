@@ -29,7 +29,7 @@ impl Durable {
         (seq <= self.through[index(class)]).then_some(true)
     }
 
-    pub(super) fn from_disk(through: [u64; 4]) -> Self {
+    pub(crate) fn from_disk(through: [u64; 4]) -> Self {
         Self { through, ..Self::default() }
     }
 

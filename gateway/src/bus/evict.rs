@@ -65,11 +65,16 @@ impl Log {
         if !self.remove(segment) {
             return false;
         }
-        let first = segment.name.first.max(self.passed[index(class)] + 1);
-        if first <= segment.last {
+        if let Some(loss) = self.unread(Loss { class, first: segment.name.first, last: segment.last, reason }) {
             self.files.evicted.fetch_add(1, Ordering::Relaxed);
-            warn!(class = class.topic(), first, last = segment.last, reason, "the log let go of unread records");
-            self.say(Loss { class, first, last: segment.last, reason });
+            warn!(
+                class = class.topic(),
+                first = loss.first,
+                last = loss.last,
+                reason,
+                "the log let go of unread records"
+            );
+            self.say(loss);
         }
         true
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use device_models::Class;
+use device_models::wire::Template;
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
@@ -14,7 +15,8 @@ use super::BusError;
 use super::disk::DiskFile;
 use super::log::{Files, Segment};
 use super::reader::Entry;
-use super::segment::{self, FRAME, Frame, HEADER, Name, Parsed, RECORD_MAX};
+use super::segment::{self, FRAME, Frame, HEADER, Kind, Name, Parsed, RECORD_MAX};
+use super::templates::Templates;
 
 /// Bytes read at a time, at least and at most (a longer record is read whole).
 const READ_MIN: usize = 4 * 1024;
@@ -59,7 +61,15 @@ pub(super) struct Job {
 #[derive(Debug)]
 pub(super) struct Fetcher {
     files: Arc<Files>,
-    open: Vec<(Name, Box<dyn DiskFile>)>,
+    open: Vec<Open>,
+}
+
+/// A file that is read.
+#[derive(Debug)]
+struct Open {
+    name: Name,
+    file: Box<dyn DiskFile>,
+    templates: Templates,
 }
 
 /// Entries as they are found.
@@ -103,7 +113,7 @@ impl Fetcher {
             let Some(segment) = self.locate(job, &mut place, &mut found) else { break };
             match self.read(&segment, &mut place, &mut found) {
                 Ok(()) => {}
-                Err(_) if !self.is_there(&segment) => self.open.retain(|(name, _)| *name != segment.name),
+                Err(_) if !self.is_there(&segment) => self.open.retain(|open| open.name != segment.name),
                 Err(error) if is_lasting(&error) => {
                     warn!(%error, file = %segment.name.file(), "a segment cannot be read; its records are lost");
                     place.offset = segment.len;
@@ -146,23 +156,21 @@ impl Fetcher {
         table.class(segment.name.class).iter().any(|other| other.name == segment.name)
     }
 
-    fn file(&mut self, name: &Name) -> io::Result<&dyn DiskFile> {
-        if !self.open.iter().any(|(open, _)| open == name) {
+    fn open(&mut self, name: &Name) -> io::Result<&mut Open> {
+        if !self.open.iter().any(|open| open.name == *name) {
             if self.open.len() >= FILES_MAX {
                 self.open.remove(0);
             }
-            self.open.push((*name, self.files.disk.open(&self.files.path(name))?));
+            let file = self.files.disk.open(&self.files.path(name))?;
+            self.open.push(Open { name: *name, file, templates: Templates::default() });
         }
-        self.open
-            .iter()
-            .find(|(open, _)| open == name)
-            .map(|(_, file)| &**file)
-            .ok_or_else(|| io::Error::other("no open file"))
+        self.open.iter_mut().find(|open| open.name == *name).ok_or_else(|| io::Error::other("no open file"))
     }
 
     /// Takes what fits from one segment, from the place on.
     fn read(&mut self, segment: &Segment, place: &mut Place, found: &mut Found) -> io::Result<()> {
-        let (seed, file) = (segment.name.seed(), self.file(&segment.name)?);
+        let seed = segment.name.seed();
+        let Open { file, templates, .. } = self.open(&segment.name)?;
         let mut want = (found.bytes_max - found.bytes + FRAME).clamp(READ_MIN, READ_MAX);
         while place.offset < segment.len && place.next <= segment.last.min(found.through) && !found.is_full() {
             let left = segment.len - place.offset;
@@ -172,10 +180,18 @@ impl Fetcher {
             let (chunk, mut at) = (Bytes::from(chunk), 0);
             loop {
                 match segment::parse(seed, &chunk, at) {
-                    Parsed::Frame(frame) if found.take(&chunk, &frame, segment, place) => at = frame.end,
-                    Parsed::Frame(_) => {
-                        place.offset += at as u64;
-                        break;
+                    Parsed::Frame(frame) => {
+                        let offset = place.offset + at as u64;
+                        templates.note(&chunk, &frame, offset);
+                        let template = match frame.kind {
+                            Kind::Record(Some(label)) => templates.get(&**file, segment, label, offset)?,
+                            _ => None,
+                        };
+                        if !found.take(&chunk, &frame, template, segment, place) {
+                            place.offset = offset;
+                            break;
+                        }
+                        at = frame.end;
                     }
                     Parsed::Short(needed) if (at + needed) as u64 <= left && read == want.min(left as usize) => {
                         place.offset += at as u64;
@@ -188,7 +204,7 @@ impl Fetcher {
                     }
                     Parsed::Short(_) | Parsed::Bad => {
                         let from = place.offset + at as u64 + 1;
-                        place.offset = search(file, segment, from, place.next)?;
+                        place.offset = search(&**file, segment, from, place.next)?;
                         break;
                     }
                 }
@@ -230,11 +246,21 @@ impl Found {
     }
 
     /// Takes a frame in, with the gap before it if there is one. False when there is no room for it.
-    fn take(&mut self, chunk: &Bytes, frame: &Frame, segment: &Segment, place: &mut Place) -> bool {
+    fn take(
+        &mut self,
+        chunk: &Bytes,
+        frame: &Frame,
+        template: Option<Template>,
+        segment: &Segment,
+        place: &mut Place,
+    ) -> bool {
         if self.is_full() || place.next > segment.last.min(self.through) {
             return false;
         }
-        if frame.gap {
+        if matches!(frame.kind, Kind::Template(_)) {
+            return true;
+        }
+        if frame.kind == Kind::Gap {
             let Some((last, reason)) = chunk.get(frame.payload.clone()).and_then(segment::parse_gap) else {
                 return true;
             };
@@ -256,12 +282,18 @@ impl Found {
         if frame.seq > self.through {
             return false;
         }
-        let len = frame.payload.len();
+        if template.is_none() && matches!(frame.kind, Kind::Record(Some(_))) {
+            // What it leans on is damaged: nobody can read it.
+            self.gap(place, frame.seq, "corrupt");
+            return true;
+        }
+        // With what it leans on: about what it says when it is read.
+        let len = frame.payload.len() + template.as_ref().map_or(0, |template| template.bytes.len());
         if self.bytes > 0 && self.bytes + len > self.bytes_max {
             self.bytes = self.bytes_max;
             return false;
         }
-        self.entries.push(Entry::Record { seq: frame.seq, bytes: chunk.slice(frame.payload.clone()) });
+        self.entries.push(Entry::Record { seq: frame.seq, template, bytes: chunk.slice(frame.payload.clone()) });
         self.bytes += len;
         place.next = frame.seq + 1;
         true

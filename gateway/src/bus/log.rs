@@ -3,13 +3,15 @@
 //! [`Log`] belongs to the writer thread alone; readers see the [`Table`] it publishes, never a byte that is not durable.
 //! Must not be in here: when to commit (`commit.rs`), what goes when (`evict.rs`), what a start finds (`recover.rs`).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use bytes::Bytes;
 use device_models::Class;
+use device_models::wire::Template;
 use tracing::{debug, warn};
 
 use super::ages::Ages;
@@ -87,6 +89,9 @@ pub(super) struct Log {
     pub epoch: u64,
     pub limits: Limits,
     pub active: [Option<Box<dyn DiskFile>>; 4],
+    /// By class: labels of the templates in the active segment. One of a batch that is not in there goes in front of it, so
+    /// that no segment needs another.
+    pub templates: [BTreeSet<u64>; 4],
     /// Numbers that a marker has to name before the next record of the class.
     pub unmarked: [Option<Loss>; 4],
     /// Losses that the control class has not been told of. Bounded: each class's neighbours with one reason merge.
@@ -101,6 +106,8 @@ pub(super) struct Batch {
     pub first: u64,
     pub last: u64,
     pub bytes: Vec<u8>,
+    /// What its records lean on, by label.
+    pub templates: BTreeMap<u64, Bytes>,
 }
 
 // === impl Table ===
@@ -178,10 +185,13 @@ impl Log {
                 (loss.first, batch.map_or(loss.last, |batch| batch.last), &joined)
             }
         };
-        self.make_room(bytes.len() as u64);
+        let none = BTreeMap::new();
+        let templates = batch.map_or(&none, |batch| &batch.templates);
+        let lead: usize = templates.values().map(|bytes| segment::record_len(Some(0), bytes)).sum();
+        self.make_room((lead + bytes.len()) as u64);
         let mut evictions = 0;
         loop {
-            match self.append(class, first, last, bytes) {
+            match self.append(class, first, last, bytes, templates) {
                 Ok(()) => break,
                 Err(error) => {
                     self.seal(class);
@@ -217,28 +227,52 @@ impl Log {
         Class::ALL.map(|class| table.class(class).back().map_or(0, |segment| segment.name.first))
     }
 
-    fn append(&mut self, class: Class, first: u64, last: u64, bytes: &[u8]) -> io::Result<()> {
+    fn append(
+        &mut self,
+        class: Class,
+        first: u64,
+        last: u64,
+        bytes: &[u8],
+        templates: &BTreeMap<u64, Bytes>,
+    ) -> io::Result<()> {
         let back = self.files.table.lock().class(class).back().copied();
+        let mut lead = self.lead(class, first, templates);
         let room = back.is_some_and(|segment| {
-            segment.len == HEADER as u64 || segment.len + bytes.len() as u64 <= self.limits.segment
+            segment.len == HEADER as u64 || segment.len + (lead.len() + bytes.len()) as u64 <= self.limits.segment
         });
         if self.active[index(class)].is_none() || !room {
             self.roll(class, first)?;
+            lead = self.lead(class, first, templates);
         }
         let Some(file) = &self.active[index(class)] else {
             return Err(io::Error::other("no active segment"));
         };
         let offset = self.files.table.lock().class(class).back().map_or(HEADER as u64, |segment| segment.len);
-        file.write_at(offset, bytes)?;
+        if !lead.is_empty() {
+            file.write_at(offset, &lead)?;
+        }
+        file.write_at(offset + lead.len() as u64, bytes)?;
         file.sync()?;
+        self.templates[index(class)].extend(templates.keys());
         let mut table = self.files.table.lock();
         if let Some(segment) = table.class_mut(class).back_mut() {
-            segment.len = offset + bytes.len() as u64;
+            segment.len = offset + (lead.len() + bytes.len()) as u64;
             segment.last = last;
         }
         let now = table.ages.now();
         table.ages.note(class, first, last, now);
         Ok(())
+    }
+
+    /// Frames of the templates that the active segment lacks.
+    fn lead(&self, class: Class, first: u64, templates: &BTreeMap<u64, Bytes>) -> Vec<u8> {
+        let mut lead = Vec::new();
+        let lacking = templates.iter().filter(|(label, _)| !self.templates[index(class)].contains(*label));
+        for (label, bytes) in lacking {
+            let template = Template { label: *label, bytes: Bytes::clone(bytes) };
+            segment::push_template(&mut lead, segment::seed(self.epoch), first, &template);
+        }
+        lead
     }
 
     /// Starts the class's next segment. Header and folder entry are durable before the first record can be.
@@ -258,6 +292,7 @@ impl Log {
             }
         };
         self.active[index(class)] = Some(file);
+        self.templates[index(class)].clear();
         let segment = Segment { name, len: HEADER as u64, last: first - 1, sealed: false };
         let mut table = self.files.table.lock();
         let segments = table.class_mut(class);
@@ -288,6 +323,12 @@ impl Log {
         let free = self.files.disk.free(&self.files.folder).ok()?;
         self.files.figures.free(free);
         Some(free)
+    }
+
+    /// What of a loss not every reader has passed.
+    pub(super) fn unread(&self, loss: Loss) -> Option<Loss> {
+        let first = loss.first.max(self.passed[index(loss.class)] + 1);
+        (first <= loss.last).then_some(Loss { first, ..loss })
     }
 
     /// Notes a loss for the control class.

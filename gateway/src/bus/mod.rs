@@ -29,7 +29,7 @@
 //! | offset | bytes | header |
 //! |---|---|---|
 //! | 0 | 8 | `SGLOGSEG` |
-//! | 8 | 2 | version, 1 |
+//! | 8 | 2 | version, 2; files of version 1, which have no templates, are read and not appended to |
 //! | 10 | 1 | class, 0 to 3 |
 //! | 11 | 1 | 0 |
 //! | 12 | 8 | epoch |
@@ -41,10 +41,15 @@
 //!
 //! | offset | bytes | frame |
 //! |---|---|---|
-//! | 0 | 4 | bits 0 to 30: length of the payload, at most 524,288; bit 31: gap marker |
+//! | 0 | 4 | bits 0 to 28: length of the payload, at most 524,288; bit 29: record that leans on a template; 30: template; 31: gap marker |
 //! | 4 | 4 | CRC over the epoch (8 bytes), the payload, then the length word and the number |
-//! | 8 | 8 | number of the record; of a gap marker the first lost number |
+//! | 8 | 8 | number of the record; of a gap marker the first lost number; of a template the number of the first record behind it |
 //! | 16 | | payload: the record; of a gap marker the last lost number (8 bytes) and the reason (UTF-8) |
+//! | 16 | 8 | of a template its label; of a record that leans on one, that one's label |
+//! | 24 | | template, or record |
+//!
+//! A template stands in a segment before the first record that leans on it: no segment needs another one. What records and
+//! templates say is `device_models::wire`'s affair.
 //!
 //! `log/epoch`: `SGEPOCH1`, epoch (8), CRC of both (4).
 //!
@@ -74,9 +79,11 @@ mod log;
 mod passed;
 mod reader;
 mod recover;
+mod repair;
 mod segment;
 mod survey;
 mod table;
+mod templates;
 
 #[cfg(test)]
 mod tests;
@@ -88,6 +95,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use device_models::Class;
+use device_models::wire::Record;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::warn;
 
@@ -95,11 +103,12 @@ pub use durable::Durable;
 pub use figures::{Happening, Stat};
 pub use keyed::Keyed;
 pub use reader::{Entry, Reader, Road};
+pub use repair::{Checkup, Damage};
 pub use segment::RECORD_MAX;
 pub use survey::{ClassSurvey, CursorSurvey, Stored, Survey};
 
 use crate::{config, threads};
-use commit::{Buffer, Purge, Window, Writer};
+use commit::{Buffer, Errand, Window, Writer};
 use cursors::Cursors;
 use disk::{Disk, RealDisk};
 use log::{Files, Limits};
@@ -122,6 +131,8 @@ pub enum BusError {
     Read { path: PathBuf, error: io::Error },
     #[error("{bytes} bytes are too long for the store")]
     TooLong { bytes: usize },
+    #[error("cannot mend {}: {error}", path.display())]
+    Mend { path: PathBuf, error: io::Error },
     #[error("{} {seq} could not be written to disk", class.topic())]
     Failed { class: Class, seq: u64 },
     #[error("the bus is closed")]
@@ -158,6 +169,16 @@ pub enum FindingKind {
     NewEpoch,
     /// The disk refused a repair; the log is read, and written when the disk allows it.
     ReadOnly,
+}
+
+/// What a repair found and did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repaired {
+    pub checkup: Checkup,
+    /// What the start that followed repaired.
+    pub findings: Vec<Finding>,
+    /// Numbers that gap records name to upstream: of those lost, what not every reader had.
+    pub told: u64,
 }
 
 /// The bus. Cheap to clone; the threads behind it end when the last clone is gone, or at [`close`](Self::close).
@@ -249,7 +270,19 @@ impl Bus {
     /// Takes a record in and gives its number as soon as it is buffered; waits only while the buffer is full. Whoever
     /// acknowledges it waits for [`settled`](Self::settled) first.
     pub async fn append(&self, class: Class, record: &[u8]) -> Result<u64, BusError> {
-        self.inner.buffer.append(class, record).await
+        self.inner.buffer.append(class, None, record, None).await
+    }
+
+    /// As [`append`](Self::append), of a record that may lean on a template: that is kept with it. `within`: the longest
+    /// that it waits for others before a batch is made durable; `None`: `store.commit_ms`. The shortest of those who wait
+    /// counts for all of them.
+    pub async fn append_record(
+        &self,
+        class: Class,
+        record: &Record,
+        within: Option<Duration>,
+    ) -> Result<u64, BusError> {
+        self.inner.buffer.append(class, record.template.as_ref(), &record.bytes, within).await
     }
 
     /// How far the log is durable; changes after each commit. Ask it with [`Durable::settled`], not by comparing: a
@@ -302,8 +335,24 @@ impl Bus {
     /// passed. Returns how many numbers went.
     pub async fn purge(&self, classes: &[Class]) -> Result<u64, BusError> {
         let (reply, done) = oneshot::channel();
-        self.inner.buffer.purge(Purge { classes: classes.to_vec(), reply });
+        self.inner.buffer.send(Errand::Purge { classes: classes.to_vec(), reply });
         done.await.map_err(|_| BusError::Closed)
+    }
+
+    /// Checks the whole store and mends it: files that are damaged are kept aside and written anew with what is whole, the
+    /// keyed state is checked and restored as a start does it, and gap records of reason `corrupt` name what not every
+    /// reader had. `done` is told the bytes of each file that is read. The store must not be in use.
+    pub async fn repair(config: &config::Store, done: &mut dyn FnMut(u64)) -> Result<Repaired, BusError> {
+        let held = lock(&config.path)?;
+        let checkup = Survey::open(&config.path)?.check(done)?;
+        let losses = checkup.mend()?;
+        drop(held);
+        let (bus, findings) = Self::open(config)?;
+        let (reply, told) = oneshot::channel();
+        bus.inner.buffer.send(Errand::Tell { losses, reply });
+        let told = told.await;
+        bus.close().await;
+        Ok(Repaired { checkup, findings, told: told.map_err(|_| BusError::Closed)? })
     }
 
     pub fn keyed(&self) -> Keyed {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use device_models::Class;
+use device_models::wire::Template;
 use tokio::sync::oneshot;
 
 use super::fetch::{Job, Place};
@@ -17,15 +18,13 @@ use super::{BusError, Inner, index};
 pub enum Entry {
     Record {
         seq: u64,
+        /// What it leans on: see [`device_models::wire::decode_record`].
+        template: Option<Template>,
         bytes: Bytes,
     },
     /// The numbers `first..=last` will never come. Reasons: `cap`, `ttl`, `free-space`, `disk-full`, `disk-error`, `torn` (cut off
     /// by a power cut, hence never acknowledged), `corrupt`.
-    Gap {
-        first: u64,
-        last: u64,
-        reason: String,
-    },
+    Gap { first: u64, last: u64, reason: String },
 }
 
 /// Which of a class's records are read.
@@ -211,6 +210,12 @@ impl Reader {
         if self.committed[index(class)].pass(first, last) {
             self.inner.cursors.commit(&self.name, class, first, last);
         }
+    }
+
+    /// Makes the cursor durable now. Until a new reader's is, a crash would make it new again: it would begin at the oldest
+    /// record then, and what had to go before would never be said to it.
+    pub async fn settle(&self) -> Result<(), BusError> {
+        self.inner.keyed.flush().await
     }
 
     /// Moves the reading place back to what is committed, and makes one road of both.

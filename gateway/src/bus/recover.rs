@@ -16,7 +16,7 @@ use device_models::Class;
 use super::disk::{Disk, DiskFile, read_all};
 use super::figures::Figures;
 use super::log::{Files, Limits, Log, Loss, Segment, Table};
-use super::segment::{self, HEADER, Name, Parsed, records_max};
+use super::segment::{self, HEADER, Kind, Name, Parsed, records_max};
 use super::{BusError, Finding, FindingKind, Lock, index};
 use crate::clock;
 
@@ -190,8 +190,8 @@ impl Recovery<'_> {
         let mut header = [0; HEADER];
         let file = self.disk.open(&path)?;
         let read = file.read_at(0, &mut header)?;
-        if let Some(begun_us) = name.begun(header.get(..read).unwrap_or_default()) {
-            self.table.ages.found(name.class, name.first, begun_us, clock::now_us());
+        if let Some(header) = name.read_header(header.get(..read).unwrap_or_default()) {
+            self.table.ages.found(name.class, name.first, header.begun_us, clock::now_us());
             return Ok(true);
         }
         let bytes = read_all(&*self.disk, &path, SEGMENT_READ_MAX).unwrap_or_default();
@@ -207,9 +207,9 @@ impl Recovery<'_> {
     fn newest(&mut self, name: Name, len: u64, segments: &mut VecDeque<Segment>) -> io::Result<u64> {
         let (class, path) = (name.class, self.folder.join(name.file()));
         let bytes = read_all(&*self.disk, &path, SEGMENT_READ_MAX).unwrap_or_default();
-        let begun_us = name.begun(&bytes);
-        let headed = begun_us.is_some();
-        self.table.ages.found(class, name.first, begun_us.unwrap_or(0), clock::now_us());
+        let header = name.read_header(&bytes);
+        let headed = header.is_some();
+        self.table.ages.found(class, name.first, header.map_or(0, |header| header.begun_us), clock::now_us());
         let seen = scan(&name, &bytes);
         if !headed && seen.frames == 0 {
             let marked = self.known.marks[index(class)] >= name.first;
@@ -244,7 +244,9 @@ impl Recovery<'_> {
         // After a kill the records may be in memory only: they count once they are on disk. A file that cannot be
         // written any more (read-only disk) is still read.
         let whole = (if torn > 0 { file.set_len(seen.end as u64) } else { Ok(()) }).and_then(|()| file.sync());
-        let sealed = whole.is_err() || !headed || name.epoch != self.epoch;
+        // A file of an older version is read, and what comes goes into a new one.
+        let current = header.is_some_and(|header| header.current);
+        let sealed = whole.is_err() || !current || name.epoch != self.epoch;
         if let Err(error) = whole {
             self.find(FindingKind::ReadOnly, format!("{}: {error}", path.display()));
         }
@@ -288,6 +290,7 @@ impl Recovery<'_> {
             epoch: self.epoch,
             limits: self.limits,
             active: self.active,
+            templates: Default::default(),
             unmarked: Default::default(),
             unsaid: Vec::new(),
             passed: [0; 4],
@@ -329,13 +332,13 @@ fn scan(name: &Name, bytes: &[u8]) -> Scan {
             Parsed::Frame(frame) => {
                 at = frame.end;
                 found.end = at;
-                if frame.seq <= found.last {
+                if frame.seq <= found.last || matches!(frame.kind, Kind::Template(_)) {
                     continue;
                 }
                 found.frames += 1;
                 found.damaged += frame.seq - found.last - 1;
                 found.last = frame.seq;
-                if frame.gap {
+                if frame.kind == Kind::Gap {
                     let gap = bytes.get(frame.payload).and_then(segment::parse_gap);
                     found.last = gap.map_or(frame.seq, |(last, _)| last.max(frame.seq));
                 }
@@ -354,14 +357,12 @@ fn scan(name: &Name, bytes: &[u8]) -> Scan {
 /// How many records a torn tail can have held: exact where their lengths can still be read, else an upper bound.
 fn torn_records(bytes: &[u8], from: usize, next: u64) -> u64 {
     let (mut at, mut count) = (from, 0);
-    while let Some(head) = bytes.get(at..at + segment::FRAME) {
-        let [a, b, c, d, _, _, _, _, seq @ ..] = head else { break };
-        let len = u32::from_le_bytes([*a, *b, *c, *d]) as usize;
-        if len > segment::RECORD_MAX || seq != (next + count).to_le_bytes() {
+    while let Some((len, seq, is_template)) = segment::parse_head(bytes, at) {
+        if seq != next + count {
             break;
         }
-        count += 1;
-        at += segment::FRAME + len;
+        count += u64::from(!is_template);
+        at += len;
     }
     (count + records_max(bytes.len().saturating_sub(at) as u64)).max(1)
 }

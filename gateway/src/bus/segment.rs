@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use crc32c::{crc32c, crc32c_append};
 use device_models::Class;
+use device_models::wire::Template;
 
 /// Bytes of the segment header.
 pub(super) const HEADER: usize = 40;
@@ -15,9 +16,16 @@ pub(super) const FRAME: usize = 16;
 pub const RECORD_MAX: usize = 512 * 1024;
 
 const MAGIC: [u8; 8] = *b"SGLOGSEG";
-const VERSION: u16 = 1;
-/// Top bit of the length word: the frame is a gap marker.
+/// What is written; files of version 1, which have no templates, are read.
+const VERSION: u16 = 2;
+const VERSION_OLDEST: u16 = 1;
+/// Top bits of the length word: the frame is a gap marker, a template, a record that leans on one.
 const GAP_BIT: u32 = 1 << 31;
+const TEMPLATE_BIT: u32 = 1 << 30;
+const LEANING_BIT: u32 = 1 << 29;
+const KIND_BITS: u32 = GAP_BIT | TEMPLATE_BIT | LEANING_BIT;
+/// Bytes of a template's label in front of a leaning record, and of the template itself.
+pub(super) const LABEL: usize = 8;
 
 /// What a segment's file name says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,9 +49,29 @@ pub(super) enum Parsed {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Frame {
     pub seq: u64,
-    pub gap: bool,
+    pub kind: Kind,
+    /// Behind the label, where there is one.
     pub payload: Range<usize>,
     pub end: usize,
+}
+
+/// What a frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A record, and the label of the template it leans on.
+    Record(Option<u64>),
+    Gap,
+    /// What records behind it lean on; its number is that of the first of them.
+    Template(u64),
+}
+
+/// What a file's header says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Header {
+    /// Microseconds since 1970 by the box's clock; 0: unknown.
+    pub begun_us: i64,
+    /// Whether this is the format that is written: only then may records be appended.
+    pub current: bool,
 }
 
 // === impl Name ===
@@ -64,9 +92,13 @@ impl Name {
 
     /// The header of a file begun at this time, microseconds since 1970.
     pub(super) fn header(&self, begun_us: i64) -> [u8; HEADER] {
+        self.header_of(VERSION, begun_us)
+    }
+
+    fn header_of(&self, version: u16, begun_us: i64) -> [u8; HEADER] {
         let mut header = [0; HEADER];
         header[..8].copy_from_slice(&MAGIC);
-        header[8..10].copy_from_slice(&VERSION.to_le_bytes());
+        header[8..10].copy_from_slice(&version.to_le_bytes());
         header[10] = self.class.number();
         header[12..20].copy_from_slice(&self.epoch.to_le_bytes());
         header[20..28].copy_from_slice(&self.first.to_le_bytes());
@@ -76,10 +108,13 @@ impl Name {
         header
     }
 
-    /// When the file was begun, if these are the first bytes of the file of this name.
-    pub(super) fn begun(&self, bytes: &[u8]) -> Option<i64> {
+    /// What the header says, if these are the first bytes of the file of this name.
+    pub(super) fn read_header(&self, bytes: &[u8]) -> Option<Header> {
         let begun_us = u64_at(bytes, 28)?.cast_signed();
-        (bytes.get(..HEADER)? == self.header(begun_us)).then_some(begun_us)
+        let version = u16::from_le_bytes(bytes.get(8..10)?.try_into().ok()?);
+        let known = (VERSION_OLDEST..=VERSION).contains(&version);
+        let whole = bytes.get(..HEADER)? == self.header_of(version, begun_us);
+        (known && whole).then_some(Header { begun_us, current: version == VERSION })
     }
 
     pub(super) fn seed(&self) -> u32 {
@@ -95,30 +130,47 @@ pub(super) fn seed(epoch: u64) -> u32 {
     crc32c(&epoch.to_le_bytes())
 }
 
-/// The part of a frame's checksum that can be computed before its number is known.
-pub(super) fn payload_crc(seed: u32, payload: &[u8]) -> u32 {
-    crc32c_append(seed, payload)
+/// The part of a record's checksum that can be computed before its number is known.
+pub(super) fn record_crc(seed: u32, label: Option<u64>, record: &[u8]) -> u32 {
+    crc32c_append(label.map_or(seed, |label| crc32c_append(seed, &label.to_le_bytes())), record)
 }
 
-/// Appends a record's frame. `crc` is [`payload_crc`] of the payload, which has at most [`RECORD_MAX`] bytes.
-pub(super) fn push_record(out: &mut Vec<u8>, crc: u32, seq: u64, payload: &[u8]) {
-    push_frame(out, crc, payload.len() as u32, seq, payload);
+/// Bytes of a record's frame.
+pub(super) const fn record_len(label: Option<u64>, record: &[u8]) -> usize {
+    FRAME + record.len() + if label.is_some() { LABEL } else { 0 }
+}
+
+/// Appends a record's frame. `crc` is its [`record_crc`]; with its label it has at most [`RECORD_MAX`] bytes.
+pub(super) fn push_record(out: &mut Vec<u8>, crc: u32, seq: u64, label: Option<u64>, record: &[u8]) {
+    match label {
+        None => push_frame(out, crc, 0, seq, &[record]),
+        Some(label) => push_frame(out, crc, LEANING_BIT, seq, &[&label.to_le_bytes(), record]),
+    }
+}
+
+/// Appends a template. `first`: the number of the first record behind it.
+pub(super) fn push_template(out: &mut Vec<u8>, seed: u32, first: u64, template: &Template) {
+    let crc = record_crc(seed, Some(template.label), &template.bytes);
+    push_frame(out, crc, TEMPLATE_BIT, first, &[&template.label.to_le_bytes(), &template.bytes]);
 }
 
 /// Appends a marker that stands for the lost numbers `first..=last`.
 pub(super) fn push_gap(out: &mut Vec<u8>, seed: u32, first: u64, last: u64, reason: &str) {
     let mut payload = last.to_le_bytes().to_vec();
     payload.extend_from_slice(reason.as_bytes());
-    push_frame(out, payload_crc(seed, &payload), payload.len() as u32 | GAP_BIT, first, &payload);
+    push_frame(out, record_crc(seed, None, &payload), GAP_BIT, first, &[&payload]);
 }
 
-fn push_frame(out: &mut Vec<u8>, crc: u32, word: u32, seq: u64, payload: &[u8]) {
-    let crc = finish_crc(crc, word, seq);
-    out.reserve(FRAME + payload.len());
+fn push_frame(out: &mut Vec<u8>, crc: u32, kind: u32, seq: u64, payload: &[&[u8]]) {
+    let len: usize = payload.iter().map(|part| part.len()).sum();
+    let word = len as u32 | kind;
+    out.reserve(FRAME + len);
     out.extend_from_slice(&word.to_le_bytes());
-    out.extend_from_slice(&crc.to_le_bytes());
+    out.extend_from_slice(&finish_crc(crc, word, seq).to_le_bytes());
     out.extend_from_slice(&seq.to_le_bytes());
-    out.extend_from_slice(payload);
+    for part in payload {
+        out.extend_from_slice(part);
+    }
 }
 
 fn finish_crc(crc: u32, word: u32, seq: u64) -> u32 {
@@ -133,18 +185,33 @@ pub(super) fn parse(seed: u32, bytes: &[u8], at: usize) -> Parsed {
     let (Some(word), Some(crc), Some(seq)) = (u32_at(bytes, at), u32_at(bytes, at + 4), u64_at(bytes, at + 8)) else {
         return Parsed::Short(FRAME);
     };
-    let len = (word & !GAP_BIT) as usize;
+    let len = (word & !KIND_BITS) as usize;
     if len > RECORD_MAX || seq == 0 || seq >= 1 << 62 {
         return Parsed::Bad;
     }
-    let payload = at + FRAME..at + FRAME + len;
-    let Some(bytes) = bytes.get(payload.clone()) else {
+    let whole = at + FRAME..at + FRAME + len;
+    let Some(payload) = bytes.get(whole.clone()) else {
         return Parsed::Short(FRAME + len);
     };
-    if finish_crc(payload_crc(seed, bytes), word, seq) != crc {
+    if finish_crc(crc32c_append(seed, payload), word, seq) != crc {
         return Parsed::Bad;
     }
-    Parsed::Frame(Frame { seq, gap: word & GAP_BIT != 0, end: payload.end, payload })
+    let label = u64_at(payload, 0);
+    let (kind, behind) = match (word & KIND_BITS, label) {
+        (0, _) => (Kind::Record(None), 0),
+        (GAP_BIT, _) => (Kind::Gap, 0),
+        (LEANING_BIT, Some(label)) => (Kind::Record(Some(label)), LABEL),
+        (TEMPLATE_BIT, Some(label)) => (Kind::Template(label), LABEL),
+        _ => return Parsed::Bad,
+    };
+    Parsed::Frame(Frame { seq, kind, payload: whole.start + behind..whole.end, end: whole.end })
+}
+
+/// Length and number of a frame whose end is not there, and whether it is a template.
+pub(super) fn parse_head(bytes: &[u8], at: usize) -> Option<(usize, u64, bool)> {
+    let (word, seq) = (u32_at(bytes, at)?, u64_at(bytes, at + 8)?);
+    let len = (word & !KIND_BITS) as usize;
+    (len <= RECORD_MAX).then_some((FRAME + len, seq, word & TEMPLATE_BIT != 0))
 }
 
 /// Last number and reason of a gap marker's payload.
@@ -189,13 +256,15 @@ mod tests {
 
     #[test]
     fn the_format_is_as_documented() {
-        let header = "53474c4f4753454701000200edfe000000000000".to_owned() + "0700000000000000";
+        let header = "53474c4f4753454702000200edfe000000000000".to_owned() + "0700000000000000";
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
         assert_eq!(hex(&NAME.header(0x0102)[..36]), header + "0201000000000000");
-        assert_eq!(NAME.begun(&NAME.header(0x0102)), Some(0x0102));
-        assert_eq!(Name { first: 8, ..NAME }.begun(&NAME.header(0x0102)), None);
+        assert_eq!(NAME.read_header(&NAME.header(0x0102)), Some(Header { begun_us: 0x0102, current: true }));
+        assert_eq!(NAME.read_header(&NAME.header_of(1, 5)), Some(Header { begun_us: 5, current: false }));
+        assert_eq!(NAME.read_header(&NAME.header_of(3, 5)), None, "of a later version");
+        assert_eq!(Name { first: 8, ..NAME }.read_header(&NAME.header(0x0102)), None);
         let mut bytes = Vec::new();
-        push_record(&mut bytes, payload_crc(NAME.seed(), b"hello"), 9, b"hello");
+        push_record(&mut bytes, record_crc(NAME.seed(), None, b"hello"), 9, None, b"hello");
         push_gap(&mut bytes, NAME.seed(), 10, 12, "cap");
         let covered = |frame: &[u8]| {
             let whole = [&0xfeed_u64.to_le_bytes(), &frame[16..], &frame[..4], &frame[8..16]].concat();
@@ -207,12 +276,24 @@ mod tests {
         assert_eq!(hex(&bytes[21..25]), "0b000080");
         assert_eq!(hex(&bytes[29..]), "0a000000000000000c00000000000000636170");
         covered(&bytes[21..]);
+        let mut bytes = Vec::new();
+        push_template(&mut bytes, NAME.seed(), 9, &Template { label: 0x0201, bytes: "names".into() });
+        assert_eq!(hex(&bytes[..4]), "0d000040");
+        assert_eq!(hex(&bytes[16..]), "01020000000000006e616d6573");
+        covered(&bytes);
+        let mut bytes = Vec::new();
+        push_record(&mut bytes, record_crc(NAME.seed(), Some(0x0201), b"row"), 9, Some(0x0201), b"row");
+        assert_eq!(bytes.len(), record_len(Some(0x0201), b"row"));
+        assert_eq!((hex(&bytes[..4]), hex(&bytes[16..])), ("0b000020".to_owned(), "0102000000000000726f77".to_owned()));
+        covered(&bytes);
+        let Parsed::Frame(frame) = parse(NAME.seed(), &bytes, 0) else { panic!("not a frame") };
+        assert_eq!((frame.kind, &bytes[frame.payload]), (Kind::Record(Some(0x0201)), &b"row"[..]));
     }
 
     #[test]
     fn every_flipped_bit_of_a_frame_is_seen() {
         let mut bytes = Vec::new();
-        push_record(&mut bytes, payload_crc(NAME.seed(), b"hello"), 9, b"hello");
+        push_record(&mut bytes, record_crc(NAME.seed(), None, b"hello"), 9, None, b"hello");
         let Parsed::Frame(frame) = parse(NAME.seed(), &bytes, 0) else { panic!("not a frame") };
         assert_eq!((frame.seq, &bytes[frame.payload], frame.end), (9, &b"hello"[..], bytes.len()));
         for bit in 0..bytes.len() * 8 {

@@ -3,18 +3,21 @@
 //!
 //! Must not be in here: what a record says, and the keyed state (one process alone can read it; cursors come from its copy).
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use device_models::Class;
+use device_models::wire::Template;
 
 use super::disk::{Disk, RealDisk, read_all};
 use super::keyed::full_key;
 use super::recover::{SEGMENT_READ_MAX, read_epoch};
-use super::segment::{self, HEADER, Name, Parsed};
+use super::repair::Checkup;
+use super::segment::{self, HEADER, Kind, Name, Parsed};
 use super::{BusError, cursors, export, index};
 
 /// The log's files as they were listed.
@@ -60,14 +63,12 @@ pub struct CursorSurvey {
 pub enum Stored<'a> {
     Record {
         seq: u64,
+        /// What it leans on.
+        template: Option<&'a Template>,
         bytes: &'a [u8],
     },
     /// The numbers are not there; `damaged` where a file should have held them.
-    Gap {
-        first: u64,
-        last: u64,
-        reason: &'a str,
-    },
+    Gap { first: u64, last: u64, reason: &'a str },
 }
 
 /// Takes what is found; may end the walk.
@@ -144,7 +145,7 @@ impl Survey {
             let mut header = [0; HEADER];
             let file = RealDisk.open(&self.folder.join(name.file())).ok()?;
             let read = file.read_at(0, &mut header).ok()?;
-            name.begun(header.get(..read)?).filter(|begun| *begun > 0)
+            name.read_header(header.get(..read)?).map(|header| header.begun_us).filter(|begun| *begun > 0)
         });
         let bytes = segments.iter().map(|(_, len)| len).sum();
         Ok(ClassSurvey { class, segments: segments.len(), bytes, first, last, begun_us })
@@ -177,6 +178,11 @@ impl Survey {
         Ok(())
     }
 
+    /// Reads every file from end to end, and changes nothing. `done` is told the bytes of each.
+    pub fn check(&self, done: &mut dyn FnMut(u64)) -> Result<Checkup, BusError> {
+        Checkup::of(&self.folder, self.segments.each_ref().map(|segments| segments.iter().copied().collect()), done)
+    }
+
     /// The number from which on a class has about `count` records: where a look at the newest starts.
     pub fn newest(&self, class: Class, count: usize) -> Result<u64, BusError> {
         let mut missing = count;
@@ -200,15 +206,20 @@ impl Survey {
     fn walk(&self, name: &Name, next: Option<u64>, each: Each<'_>) -> Result<(), BusError> {
         let path = self.folder.join(name.file());
         let bytes = match read_all(&RealDisk, &path, SEGMENT_READ_MAX) {
-            Ok(bytes) => bytes,
+            Ok(bytes) => Bytes::from(bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(BusError::Read { path, error }),
         };
         let (mut at, mut seq) = (HEADER, name.first);
+        let mut templates = HashMap::new();
         loop {
             match segment::parse(name.seed(), &bytes, at) {
                 Parsed::Frame(frame) => {
                     at = frame.end;
+                    if let Kind::Template(label) = frame.kind {
+                        templates.insert(label, Template { label, bytes: bytes.slice(frame.payload) });
+                        continue;
+                    }
                     if frame.seq > seq && each(Stored::damaged(seq, frame.seq - 1)).is_break() {
                         return Ok(());
                     }
@@ -216,9 +227,16 @@ impl Survey {
                         continue;
                     }
                     let payload = bytes.get(frame.payload).unwrap_or_default();
-                    let stored = match (frame.gap, segment::parse_gap(payload)) {
-                        (true, Some((last, reason))) => Stored::Gap { first: frame.seq, last, reason },
-                        _ => Stored::Record { seq: frame.seq, bytes: payload },
+                    let stored = match (frame.kind, segment::parse_gap(payload)) {
+                        (Kind::Gap, Some((last, reason))) => Stored::Gap { first: frame.seq, last, reason },
+                        (Kind::Record(Some(label)), _) if !templates.contains_key(&label) => {
+                            Stored::damaged(frame.seq, frame.seq)
+                        }
+                        (Kind::Record(label), _) => {
+                            let template = label.and_then(|label| templates.get(&label));
+                            Stored::Record { seq: frame.seq, template, bytes: payload }
+                        }
+                        _ => Stored::damaged(frame.seq, frame.seq),
                     };
                     seq = stored.last() + 1;
                     if each(stored).is_break() {

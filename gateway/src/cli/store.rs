@@ -1,6 +1,7 @@
 //! `sluicegate store`: look into the messages on disk, write them out, give them up.
 //!
-//! `stat`, `inspect` and `export` only read files and work beside a running gateway; `purge` needs it stopped.
+//! `stat`, `inspect`, `export` and a `repair` without `--yes` only read files and work beside a running gateway; `purge` and
+//! a `repair` that mends need it stopped.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -12,11 +13,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use device_models::Class;
-use device_models::wire::{decode_message, message_json, time_text};
+use device_models::wire::{decode_record, message_json, time_text};
 use serde_json::{Value, json};
 
 use super::ConfigArgs;
-use crate::bus::{Bus, BusError, CursorSurvey, Stored, Survey};
+use crate::bus::{Bus, BusError, Checkup, CursorSurvey, Stored, Survey};
 use crate::config::{self, load, problem::Problems};
 
 /// Least time between two words about progress.
@@ -65,6 +66,13 @@ enum Verb {
         #[arg(long, value_enum)]
         class: Option<ClassName>,
     },
+    /// Check every file from end to end. With --yes: keep damaged ones aside, write them anew with what is whole, restore the
+    /// keyed state, and tell every upstream what is gone; the gateway must be stopped. Exit code 1: damage was found.
+    Repair {
+        /// Yes, mend it.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Give up all messages kept, forwarded or not; gap records tell every upstream. The gateway must be stopped.
     Purge {
         #[arg(long, value_enum)]
@@ -111,6 +119,8 @@ impl StoreArgs {
             Verb::Stat { json } => stat(path, json),
             Verb::Inspect { class, count, from, json } => inspect(path, class, count.min(SHOWN_MAX), from, json),
             Verb::Export { file, class } => export(path, &file, class),
+            Verb::Repair { yes: false } => check(path),
+            Verb::Repair { yes: true } => repair(&store).await,
             Verb::Purge { class, yes: true } => purge(&store, class).await,
             Verb::Purge { yes: false, .. } => {
                 let mut errors = std::io::stderr();
@@ -258,16 +268,9 @@ fn export(path: &Path, file: &Path, class: Option<ClassName>) -> anyhow::Result<
     };
     let mut out = BufWriter::new(target);
     let mut lines = Lines { out: &mut out, epoch: survey.epoch.unwrap_or(0), json: true, count: 0, failed: None };
-    let (all, mut done, mut said) = (survey.bytes(), 0, Instant::now());
+    let mut progress = progress(survey.bytes());
     let classes = ClassName::all(class);
     for class in &classes {
-        let mut progress = |bytes: u64| {
-            done += bytes;
-            if said.elapsed() >= PROGRESS_EVERY {
-                said = Instant::now();
-                progress_line(done, all);
-            }
-        };
         survey.scan(*class, 1, &mut |stored| lines.line(*class, stored), &mut progress)?;
         if lines.failed.is_some() {
             break;
@@ -283,14 +286,75 @@ fn export(path: &Path, file: &Path, class: Option<ClassName>) -> anyhow::Result<
     Ok(ExitCode::SUCCESS)
 }
 
+fn check(path: &Path) -> anyhow::Result<ExitCode> {
+    let survey = open(path)?;
+    let checkup = survey.check(&mut progress(survey.bytes()))?;
+    told(std::io::stdout().write_all(checkup_text(&checkup).as_bytes()))?;
+    if checkup.damages.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    drop(writeln!(std::io::stderr(), "sluicegate: nothing was changed: stop the gateway and say --yes to mend it"));
+    Ok(ExitCode::FAILURE)
+}
+
+async fn repair(store: &config::Store) -> anyhow::Result<ExitCode> {
+    let bytes = open(&store.path)?.bytes();
+    let repaired = Bus::repair(store, &mut progress(bytes)).await.map_err(in_use)?;
+    let mut text = checkup_text(&repaired.checkup);
+    for finding in &repaired.findings {
+        text.push_str("repaired: ");
+        text.push_str(&finding.text);
+        text.push('\n');
+    }
+    let files = repaired.checkup.damages.len();
+    let last = format!("{files} files mended, {} lost messages will be named upstream\n", repaired.told);
+    text.push_str(&last);
+    told(std::io::stdout().write_all(text.as_bytes()))
+}
+
+/// One line for each damaged file, and the sum.
+fn checkup_text(checkup: &Checkup) -> String {
+    let mut text = String::new();
+    for damage in &checkup.damages {
+        let lost: Vec<String> = damage.lost.iter().map(|(first, last)| format!("{first} to {last}")).collect();
+        let lost = if lost.is_empty() { "nothing lost".to_owned() } else { format!("lost {}", lost.join(", ")) };
+        let line = format!("damaged: {}: {} {lost}\n", damage.file.display(), damage.class.topic());
+        text.push_str(&line);
+    }
+    let rescue = match checkup.rescue_entries {
+        Some(entries) => format!("{entries} whole entries in the rescue copy of the keyed state"),
+        None => "no rescue copy of the keyed state".to_owned(),
+    };
+    let (files, records, lost) = (checkup.files, checkup.records, checkup.lost());
+    let last = format!("{files} files checked: {records} messages whole, {lost} lost; {rescue}\n");
+    text.push_str(&last);
+    text
+}
+
+/// Says how far a long read has come, at most once a second.
+fn progress(all: u64) -> impl FnMut(u64) {
+    let (mut done, mut said) = (0, Instant::now());
+    move |bytes| {
+        done += bytes;
+        if said.elapsed() >= PROGRESS_EVERY {
+            said = Instant::now();
+            progress_line(done, all);
+        }
+    }
+}
+
+fn in_use(error: BusError) -> anyhow::Error {
+    match error {
+        BusError::Locked { path } => anyhow::anyhow!("{} is in use: stop the gateway first", path.display()),
+        error => error.into(),
+    }
+}
+
 async fn purge(store: &config::Store, class: Option<ClassName>) -> anyhow::Result<ExitCode> {
     if !store.path.join("log").is_dir() {
         bail!("there is no store in {}", store.path.display());
     }
-    let (bus, findings) = Bus::open(store).map_err(|error| match error {
-        BusError::Locked { path } => anyhow::anyhow!("{} is in use: stop the gateway first", path.display()),
-        error => error.into(),
-    })?;
+    let (bus, findings) = Bus::open(store).map_err(in_use)?;
     for finding in findings {
         drop(writeln!(std::io::stderr(), "repaired: {}", finding.text));
     }
@@ -335,8 +399,8 @@ impl Lines<'_> {
         let epoch = format!("{:016x}", self.epoch);
         let class = class.topic();
         match stored {
-            Stored::Record { seq, bytes } => {
-                let mut object = match decode_message(bytes).map(|message| message_json(&message)) {
+            Stored::Record { seq, template, bytes } => {
+                let mut object = match decode_record(bytes, template).map(|message| message_json(&message)) {
                     Ok(Value::Object(object)) => object,
                     Ok(_) => serde_json::Map::new(),
                     Err(error) => [("unreadable".to_owned(), json!(error.to_string()))].into_iter().collect(),
@@ -358,7 +422,7 @@ fn plain(class: Class, stored: Stored<'_>) -> String {
     let class = class.topic();
     match stored {
         Stored::Gap { first, last, reason } => format!("{class:<5} {first} to {last} are missing: {reason}"),
-        Stored::Record { seq, bytes } => match decode_message(bytes) {
+        Stored::Record { seq, template, bytes } => match decode_record(bytes, template) {
             Ok(message) => {
                 let said = message_json(&message);
                 let parts = said.as_object().cloned().unwrap_or_default();

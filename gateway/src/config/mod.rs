@@ -157,6 +157,8 @@ pub struct Adapter {
     /// Connections (or UDP peers) at a time.
     #[serde(default = "Adapter::connections_max")]
     pub connections_max: usize,
+    /// In place of `store.commit_ms` for what is reported here, ms, 0 to 1000.
+    pub commit_ms: Option<u64>,
     /// Certificate chain and key, PEM, for `tls://`.
     pub cert_file: Option<PathBuf>,
     pub key_file: Option<PathBuf>,

@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use device_models::model::Models;
 use protocols::Wire;
@@ -218,6 +219,9 @@ impl Check<'_> {
         if adapter.connections_max == 0 || adapter.connections_max > 100_000 {
             self.problem(format!("{key}.connections_max"), "out of range: 1 to 100000");
         }
+        if adapter.commit_ms.is_some_and(|ms| ms > 1_000) {
+            self.problem(format!("{key}.commit_ms"), "out of range: 0 to 1000 ms");
+        }
         if adapter.auto_register && adapter.product.is_none() {
             self.problem(format!("{key}.product"), "auto_register needs to know the product of new devices");
         }
@@ -228,6 +232,7 @@ impl Check<'_> {
             product: adapter.product.clone(),
             auto_register: adapter.auto_register,
             allow_anonymous: adapter.allow_anonymous,
+            commit: adapter.commit_ms.map(Duration::from_millis),
         };
         Some(transport::Adapter {
             info: Arc::new(info),

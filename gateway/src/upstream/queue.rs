@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use device_models::Message;
-use device_models::wire::{Hole, decode_message};
+use device_models::wire::{Hole, RecordReader};
 use tokio::time::Instant;
 
 use super::filter::{FILTERED, Filter};
@@ -35,6 +35,7 @@ pub(super) struct Queue {
     filter: Arc<Filter>,
     /// How long numbers that nobody wants wait to be told together with others.
     skip_pause: Duration,
+    records: RecordReader,
     items: VecDeque<Item>,
     bytes: usize,
     /// Before it only full batches go: set when one goes, so that a lone message after a quiet spell need not wait.
@@ -84,8 +85,9 @@ pub(super) struct Now {
 // === impl Queue ===
 
 impl Queue {
-    pub(super) const fn new(filter: Arc<Filter>, skip_pause: Duration, now: Instant) -> Self {
-        Self { filter, skip_pause, items: VecDeque::new(), bytes: 0, quiet_until: now }
+    pub(super) fn new(filter: Arc<Filter>, skip_pause: Duration, now: Instant) -> Self {
+        let records = RecordReader::default();
+        Self { filter, skip_pause, records, items: VecDeque::new(), bytes: 0, quiet_until: now }
     }
 
     /// Records and bytes that still go into the next batch.
@@ -105,7 +107,7 @@ impl Queue {
                     Item::Hole(Hole { first: seq, count: 1, reason: reason.unwrap_or_default() })
                 }
                 Entry::Gap { first, last, reason } => Item::Hole(Hole { first, count: last - first + 1, reason }),
-                Entry::Record { seq, bytes } => match decode_message(&bytes) {
+                Entry::Record { seq, template, bytes } => match self.records.read(&bytes, template.as_ref()) {
                     Ok(message) => {
                         let wanted = if open { Some(message) } else { self.filter.wanted(message) };
                         let Some(message) = wanted else {
@@ -113,7 +115,9 @@ impl Queue {
                             self.skip(seq, now);
                             continue;
                         };
-                        Item::Message { seq, message: Box::new(message), bytes: bytes.len() }
+                        // Names count too: in most dialects they are said again with every message.
+                        let bytes = bytes.len() + template.as_ref().map_or(0, |template| template.bytes.len());
+                        Item::Message { seq, message: Box::new(message), bytes }
                     }
                     Err(error) => {
                         pushed.unreadable += 1;
@@ -297,7 +301,7 @@ mod tests {
     fn record(seq: u64, received_us: i64) -> Entry {
         let body = Body::Presence { online: true, reason: String::new() };
         let message = Message { thing: "t".into(), model: "m".into(), time_us: received_us, received_us, body };
-        Entry::Record { seq, bytes: Bytes::from(encode_message(&message)) }
+        Entry::Record { seq, template: None, bytes: Bytes::from(encode_message(&message)) }
     }
 
     fn seqs(cut: &Cut) -> Vec<u64> {
@@ -348,7 +352,13 @@ mod tests {
     fn an_unreadable_record_is_said() {
         let mut queue = queue(Instant::now());
         assert_eq!(
-            queue.push(vec![Entry::Record { seq: 7, bytes: Bytes::from_static(&[9]) }], &[], Instant::now()).unreadable,
+            queue
+                .push(
+                    vec![Entry::Record { seq: 7, template: None, bytes: Bytes::from_static(&[9]) }],
+                    &[],
+                    Instant::now()
+                )
+                .unreadable,
             1
         );
         let cut = queue.cut(LIMITS, Now { instant: Instant::now(), us: 0, connected_us: 0 }, None).unwrap();

@@ -128,6 +128,7 @@ impl Webrtc {
             product: None,
             auto_register: false,
             allow_anonymous: config.allow_anonymous,
+            commit: None,
         };
         Ok(Some(Self { endpoint, services: services.clone(), adapter: Arc::new(adapter) }))
     }

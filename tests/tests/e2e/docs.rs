@@ -135,3 +135,25 @@ fn no_machine_and_no_registry_is_named() {
         }
     }
 }
+
+/// `docs/store.md`: gigabytes a day and years of flash follow from the bytes that were measured.
+#[test]
+fn what_a_commit_window_costs_in_flash_is_reckoned_right() {
+    let text = read("docs/store.md");
+    let rows =
+        text.lines().filter(|line| line.starts_with("| ") && line[2..].starts_with(|c: char| c.is_ascii_digit()));
+    let rows: Vec<Vec<f64>> = rows
+        .map(|row| {
+            let cells = row.trim_matches('|').split('|');
+            cells.map(|cell| cell.split_whitespace().next().unwrap().replace(',', "").parse().unwrap()).collect()
+        })
+        .collect();
+    assert_eq!(rows.iter().map(|row| row[0]).collect::<Vec<_>>(), [0.0, 10.0, 100.0, 1000.0]);
+    for row in rows {
+        let [_, _, _, bytes, gigabytes, years] = row[..] else { panic!("{row:?}") };
+        let reckoned = bytes * 1_000.0 * 86_400.0 / 1e9;
+        assert!((gigabytes / reckoned - 1.0).abs() < 0.01, "{bytes} B a message are {reckoned} GB a day");
+        let reckoned = 8.0 * 3_000.0 / gigabytes / 365.0;
+        assert!((years / reckoned - 1.0).abs() < 0.02, "{gigabytes} GB a day are {reckoned} years");
+    }
+}

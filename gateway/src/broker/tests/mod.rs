@@ -300,7 +300,13 @@ impl Client {
 }
 
 fn adapter() -> Arc<AdapterInfo> {
-    Arc::new(AdapterInfo { name: Arc::from("mqtt"), product: None, auto_register: false, allow_anonymous: true })
+    Arc::new(AdapterInfo {
+        name: Arc::from("mqtt"),
+        product: None,
+        auto_register: false,
+        allow_anonymous: true,
+        commit: None,
+    })
 }
 
 fn ack(packet_id: u16) -> Ack {

@@ -1,5 +1,7 @@
 //! The ordinary ways: append, read, commit, restart.
 
+use std::time::Duration;
+
 use device_models::Class;
 
 use super::sim::{Leave, Rig};
@@ -9,6 +11,26 @@ use crate::config;
 
 fn records(from: u64, count: u64) -> Vec<Vec<u8>> {
     (from..from + count).map(|n| format!("record {n}").into_bytes()).collect()
+}
+
+#[tokio::test]
+async fn the_shortest_window_wanted_counts_for_all_who_wait() {
+    let mut rig = Rig::new();
+    rig.config.commit_ms = 60_000;
+    let (bus, _) = rig.start().unwrap();
+    let record = device_models::wire::Record { template: None, bytes: b"x".to_vec() };
+    // The first after a quiet spell goes at once; what follows waits for its window.
+    append_all(&bus, Class::Live, &[b"first".to_vec()]).await;
+    let patient = bus.append_record(Class::Live, &record, None).await.unwrap();
+    assert!(bus.durable().borrow().settled(Class::Live, patient).is_none());
+    let hasty = bus.append_record(Class::Event, &record, Some(Duration::ZERO)).await.unwrap();
+    bus.settled(Class::Event, hasty).await.unwrap();
+    assert_eq!(bus.durable().borrow().settled(Class::Live, patient), Some(true), "they go together");
+    let later = bus.append_record(Class::Live, &record, Some(Duration::from_millis(20))).await.unwrap();
+    bus.settled(Class::Live, later).await.unwrap();
+    let patient = bus.append_record(Class::Live, &record, None).await.unwrap();
+    assert!(bus.durable().borrow().settled(Class::Live, patient).is_none(), "what went has no say any more");
+    bus.close().await;
 }
 
 #[tokio::test]
@@ -82,7 +104,7 @@ async fn ready_waits_for_what_is_durable() {
     };
     let ((), seq) = tokio::join!(reader.ready(), append);
     let entries = reader.next(Class::Control, 10, 1000).await.unwrap();
-    assert_eq!(entries, [Entry::Record { seq, bytes: "now".into() }]);
+    assert_eq!(entries, [Entry::Record { seq, template: None, bytes: "now".into() }]);
 }
 
 #[tokio::test]

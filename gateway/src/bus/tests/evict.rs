@@ -92,3 +92,20 @@ async fn what_is_older_than_its_class_allows_goes_and_is_said_to_be_too_old() {
     assert_eq!(covered(&drain(&mut reader, Class::Event).await, 1, 25).len(), 25, "events have no limit");
     assert_eq!(bus.stat().dropped["ttl"], *last);
 }
+
+/// A crash a moment after the first start: the reader would begin anew behind what had to go, and nobody would be told.
+#[tokio::test]
+async fn a_reader_that_settled_is_told_of_what_went_before_a_crash() {
+    let mut rig = Rig::new();
+    (rig.config.segment_mib, rig.config.cap_mib) = (1, 8);
+    let (bus, _) = rig.start().unwrap();
+    bus.reader("up").unwrap().settle().await.unwrap();
+    for _ in 0..120 {
+        append_all(&bus, Class::Live, &[vec![7; 100_000]]).await;
+    }
+    let (bus, _) = rig.cut(Leave::Nothing).start().unwrap();
+    assert!(bus.stat().oldest[2] > 1);
+    let mut reader = bus.reader("up").unwrap();
+    let records = covered(&drain(&mut reader, Class::Live).await, 1, 120);
+    assert!(records.len() < 120 && !records.is_empty());
+}

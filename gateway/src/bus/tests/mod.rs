@@ -6,7 +6,9 @@ mod faults;
 mod keyed;
 mod kill;
 mod model;
+mod repair;
 mod sim;
+mod templates;
 
 use device_models::Class;
 
@@ -40,7 +42,7 @@ fn covered(entries: &[Entry], first: u64, last: u64) -> Vec<(u64, Vec<u8>)> {
     let mut records = Vec::new();
     for entry in entries {
         match entry {
-            Entry::Record { seq, bytes } => {
+            Entry::Record { seq, bytes, .. } => {
                 assert_eq!(*seq, next, "{entries:?}");
                 records.push((*seq, bytes.to_vec()));
             }

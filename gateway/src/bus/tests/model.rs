@@ -150,7 +150,7 @@ impl World {
         let model = &mut self.classes[usize::from(class.number())];
         for entry in &entries {
             match entry {
-                Entry::Record { seq, bytes } => {
+                Entry::Record { seq, bytes, .. } => {
                     assert_eq!(*seq, model.next);
                     // Gap records of its own the bus appends to the control class only, also under numbers that it had
                     // given before the power went, and that never counted.

@@ -1,7 +1,7 @@
 //! What of the way to one destination is shown outside: its backlog, how old that is, and how far it has come.
 
 use device_models::Class;
-use device_models::wire::decode_message;
+use device_models::wire::decode_record;
 
 use super::super::queue::Queue;
 use super::Sender;
@@ -42,7 +42,9 @@ impl Sender {
             let at = usize::from(class.number());
             let seq = self.reader.committed().get(at).copied().unwrap_or_default() + 1;
             let oldest = match self.reader.one(class, seq).await {
-                Ok(Some(Entry::Record { bytes, .. })) if waiting > 0 => decode_message(&bytes).ok(),
+                Ok(Some(Entry::Record { template, bytes, .. })) if waiting > 0 => {
+                    decode_record(&bytes, template.as_ref()).ok()
+                }
                 _ => None,
             };
             if let Some(slot) = self.oldest_us.get_mut(at) {

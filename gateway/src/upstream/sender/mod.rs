@@ -219,6 +219,9 @@ impl Sender {
 
     pub(super) async fn run(mut self) {
         let mut pause = PAUSE_MIN;
+        if let Err(error) = self.reader.settle().await {
+            warn!(upstream = self.config.name, %error, "the cursor is not on disk yet");
+        }
         loop {
             self.metrics.link(&self.config.name, false);
             let (reason, rest) = match self.connection().await {

@@ -2,7 +2,7 @@
 //! in their place, and stepped over. A destination that refuses one after the other is taken to be wrong itself: then
 //! everything waits.
 
-use device_models::wire::{decode_message, message_json};
+use device_models::wire::{decode_record, message_json};
 use serde_json::Value;
 use tracing::warn;
 
@@ -62,7 +62,9 @@ impl Sender {
     /// Reads the message again and keeps it in the upstream's file.
     async fn set_aside(&self, class: device_models::Class, seq: u64, reason: &str) -> Result<(), String> {
         let message = match self.reader.one(class, seq).await.map_err(|error| error.to_string())? {
-            Some(Entry::Record { bytes, .. }) => decode_message(&bytes).map(|message| message_json(&message)),
+            Some(Entry::Record { template, bytes, .. }) => {
+                decode_record(&bytes, template.as_ref()).map(|message| message_json(&message))
+            }
             _ => Ok(Value::Null),
         };
         let message = message.unwrap_or_default();
