@@ -14,6 +14,7 @@ pub mod exchange;
 pub mod hls;
 pub mod http;
 pub mod http_flv;
+mod http_things;
 pub mod media;
 pub mod mqtt;
 mod pass;
@@ -22,6 +23,7 @@ mod raw;
 pub mod rtmp;
 pub mod rtsp;
 pub mod session;
+mod things;
 
 pub use pass::{Pass, Signature, parameter};
 pub use session::{
@@ -31,7 +33,7 @@ pub use session::{
 
 /// Every protocol the gateway speaks, in the order in which sniffing asks them.
 pub static PROTOCOLS: &[&dyn Protocol] =
-    &[&mqtt::ROW, &rtmp::ROW, &rtsp::ROW, &hls::ROW, &http_flv::ROW, &coap::ROW, &raw::ROW];
+    &[&mqtt::ROW, &rtmp::ROW, &rtsp::ROW, &http_things::ROW, &hls::ROW, &http_flv::ROW, &coap::ROW, &raw::ROW];
 
 /// Whether arithmetic in this crate stops at an overflow, as it must in every build: a length that wrapped is worse than a
 /// connection that is lost.

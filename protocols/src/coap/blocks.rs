@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use super::frame::{Code, Message, uint};
-use super::request::{Ask, Refused, Target};
+use super::request::{Ask, Refused};
+use crate::things::Target;
 
 /// Uploads of one peer at a time; a further one takes the place of the oldest.
 const UPLOADS_MAX: usize = 2;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use device_models::{Command, Failure, Order, Outcome, Value};
+use device_models::{Command, Failure, Outcome, Value};
 
 use super::blocks::SIZE_MAX;
 use super::delivery::Cargo;
@@ -11,6 +11,7 @@ use super::frame::{Code, Kind, Message, number};
 use super::request::{CBOR, JSON};
 use crate::payload;
 use crate::session::{Outbox, Output};
+use crate::things;
 
 /// Observers at one peer: a gateway may sit in front of many devices.
 const OBSERVERS_MAX: usize = 64;
@@ -80,7 +81,7 @@ impl Orders {
             let why = format!("it does not observe /things/{}/commands", command.device);
             return Err(Failure::Unsupported(why));
         };
-        let order = order_value(command);
+        let order = Value::Object(things::order(command));
         let (payload, token, format) = (encoded(&order, observer.format), observer.token.clone(), observer.format);
         if payload.len() > SIZE_MAX {
             let why = format!("an order of {} bytes, at most {SIZE_MAX}", payload.len());
@@ -143,17 +144,6 @@ impl Orders {
 }
 
 // === private ===
-
-fn order_value(command: &Command) -> Value {
-    let text = |text: &str| Value::Text(text.to_owned());
-    let mut fields = vec![("id", text(&command.id))];
-    match &command.order {
-        Order::Write(values) => fields.push(("write", Value::Object(values.iter().cloned().collect()))),
-        Order::Read(names) => fields.push(("read", Value::Array(names.iter().map(|name| text(name)).collect()))),
-        Order::Invoke { action, input } => fields.extend([("invoke", text(action)), ("input", input.clone())]),
-    }
-    Value::Object(fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
-}
 
 fn encoded(value: &Value, format: u32) -> Bytes {
     Bytes::from(if format == CBOR { payload::to_cbor(value) } else { payload::to_json(value) })

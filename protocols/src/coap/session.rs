@@ -12,9 +12,10 @@ use super::delivery::{Cargo, Due, Flights, Recent, Seen};
 use super::frame::{self, Code, Kind, Message, Rejected, Rejection, number};
 use super::links;
 use super::orders::Orders;
-use super::request::{Ask, LINK_FORMAT, Refused, TEXT, Target};
+use super::request::{Ask, LINK_FORMAT, Refused, TEXT};
 use crate::admitted::Admitted;
-use crate::session::{Claim, Fault, Identity, Input, Outbox, Output, Peer, Reach, Refusal, Session, Ticket};
+use crate::session::{Claim, Fault, Identity, Input, Outbox, Output, Peer, Refusal, Session, Ticket};
+use crate::things::Target;
 
 /// Requests of one peer that wait for an admission or a settlement.
 const PENDING_MAX: usize = 64;
@@ -343,7 +344,7 @@ impl Talk {
         match outcome {
             Ok(by) => {
                 let newly = self.admitted.insert(now, ask.device(), ask.secret.clone(), by.clone());
-                if let Some(device) = device_of(&ask, &by).filter(|_| newly) {
+                if let Some(device) = ask.target.device_of(&by).filter(|_| newly) {
                     self.speaks(&by, &device, out);
                 }
                 self.admitted(now, &by, reply_to, *ask, out);
@@ -387,7 +388,7 @@ impl Talk {
     }
 
     fn report(&mut self, by: &Identity, reply_to: &ReplyTo, ask: &Ask, out: &mut Outbox) -> Result<(), Refused> {
-        let Some(device) = device_of(ask, by) else {
+        let Some(device) = ask.target.device_of(by) else {
             return Err(Refused::new(Code::UNAUTHORIZED, "the token belongs to no single device"));
         };
         let reports = ask.reports(&device)?;
@@ -477,18 +478,6 @@ impl ReplyTo {
 
 fn reset(id: u16) -> Bytes {
     Message::new(Kind::Reset, Code::EMPTY, id).encode()
-}
-
-/// The device a request is about. ThingsBoard's paths do not name it: then it is the one its token belongs to.
-fn device_of(ask: &Ask, by: &Identity) -> Option<String> {
-    match (&ask.target, &by.reach) {
-        (Target::Telemetry, Reach::Only(devices)) => match &devices[..] {
-            [one] => Some(one.to_string()),
-            _ => devices.iter().find(|device| ***device == *by.name).map(ToString::to_string),
-        },
-        (Target::Telemetry, Reach::Any) => (*by != Identity::anonymous()).then(|| by.name.to_string()),
-        _ => Some(ask.device().to_owned()),
-    }
 }
 
 fn refused(refusal: &Refusal) -> Refused {

@@ -129,7 +129,9 @@ impl HlsSession {
         let head_only = request.method == Method::Head;
         match request.method {
             Method::Options => return self.answered(Answer::preflight(&self.allow_origin, close), close, out),
-            Method::Other => return self.answered(Answer::method_not_allowed(&self.allow_origin, close), close, out),
+            Method::Post | Method::Put | Method::Other => {
+                return self.answered(Answer::method_not_allowed(&self.allow_origin, close), close, out);
+            }
             Method::Get | Method::Head => {}
         }
         let asked = match Asked::of(request, self.stranger) {

@@ -1,4 +1,4 @@
-//! HTTP/1.1 as its languages here share it (HTTP-FLV, HLS): request heads in, answer heads out.
+//! HTTP/1.1 as its languages here share it (HTTP-FLV, HLS, http-things): request heads in, answer heads out.
 //!
 //! Inside: `request.rs` and `answer.rs`. Must not be in here: what is asked for and who may have it.
 
@@ -18,9 +18,14 @@ pub(crate) const ANSWERS_MAX: u64 = 100;
 
 /// Whether a connection begins with a request.
 pub(crate) fn sniff(prefix: &[u8]) -> Sniff {
-    if BEGINNINGS.iter().any(|beginning| prefix.starts_with(beginning)) {
+    begins(prefix, &BEGINNINGS)
+}
+
+/// Whether a connection begins with one of these.
+pub(crate) fn begins(prefix: &[u8], beginnings: &[&[u8]]) -> Sniff {
+    if beginnings.iter().any(|beginning| prefix.starts_with(beginning)) {
         Sniff::Yes
-    } else if BEGINNINGS.iter().any(|beginning| beginning.starts_with(prefix)) {
+    } else if beginnings.iter().any(|beginning| beginning.starts_with(prefix)) {
         Sniff::More
     } else {
         Sniff::No

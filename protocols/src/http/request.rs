@@ -1,9 +1,12 @@
 //! Request heads of HTTP/1.1 (RFC 9112), read strictly, and their targets (RFC 3986).
 //!
 //! Strict, because whatever two parsers read differently is a way around a proxy's rules: no folded lines, no bare line
-//! feeds, no blanks before colons, no bodies.
+//! feeds, no blanks before colons, no body without its length.
 
 use std::borrow::Cow;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 
 use crate::pass::{parameter, percent_decode};
 
@@ -21,6 +24,8 @@ pub enum Method {
     Get,
     Head,
     Options,
+    Post,
+    Put,
     Other,
 }
 
@@ -54,8 +59,19 @@ pub enum RequestError {
 }
 
 impl Request {
-    /// Reads a head off the front; `None` when it is not all there.
+    /// Reads the head of a request without a body off the front; `None` when it is not all there.
     pub fn parse(buffer: &[u8]) -> Result<Option<Self>, RequestError> {
+        let request = Self::parse_head(buffer)?;
+        match &request {
+            Some(request) if request.body_len()? > 0 => {
+                Err(RequestError::Malformed { what: "a body where none is taken", at: request.len })
+            }
+            _ => Ok(request),
+        }
+    }
+
+    /// Reads a head off the front; [`body_len`](Self::body_len) bytes follow it. `None` when it is not all there.
+    pub fn parse_head(buffer: &[u8]) -> Result<Option<Self>, RequestError> {
         let begin = skip_blank_lines(buffer);
         let text = buffer.get(begin..).unwrap_or_default();
         let end = text.windows(4).take(HEADER_MAX).position(|four| four == b"\r\n\r\n");
@@ -89,7 +105,30 @@ impl Request {
         let (path, query) = target_of(target).ok_or_else(|| malformed("target"))?;
         let (method, target) = (Method::of(method), target.to_owned());
         let request = Self { method, target, path, query, minor, fields, len: begin + end + 4 };
-        request.check_body().map(|()| Some(request))
+        request.check_framing().map(|()| Some(request))
+    }
+
+    /// Bytes of the body behind the head (RFC 9112, 6.2).
+    pub fn body_len(&self) -> Result<usize, RequestError> {
+        let malformed = RequestError::Malformed { what: "Content-Length is no number of bytes", at: 0 };
+        match self.field("content-length") {
+            None => Ok(0),
+            // Only digits: `+5` is a number to some.
+            Some(text) if text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse().map_err(|_| malformed),
+            Some(_) => Err(malformed),
+        }
+    }
+
+    /// User, if any, and secret of an `Authorization`: Basic (RFC 7617) or Bearer (RFC 6750).
+    pub fn credentials(&self) -> Option<(Option<String>, String)> {
+        let (scheme, text) = self.field("authorization")?.split_once(' ')?;
+        let text = text.trim();
+        if scheme.eq_ignore_ascii_case("bearer") {
+            return Some((None, text.to_owned()));
+        }
+        let plain = BASE64.decode(text).ok().filter(|_| scheme.eq_ignore_ascii_case("basic"))?;
+        let plain = String::from_utf8(plain).ok()?;
+        plain.split_once(':').map(|(user, secret)| (Some(user.to_owned()), secret.to_owned()))
     }
 
     /// The value of the first field with this (lower-case) name.
@@ -114,12 +153,13 @@ impl Request {
         fields.flat_map(|(_, value)| value.split(',')).any(|token| token.trim().eq_ignore_ascii_case(word))
     }
 
-    fn check_body(&self) -> Result<(), RequestError> {
-        let no_body = self.field("content-length").is_none_or(|length| length == "0");
-        if !no_body || self.field("transfer-encoding").is_some() {
-            return Err(RequestError::Malformed { what: "a body where none is taken", at: self.len });
+    /// What two parsers could read differently (RFC 9112, 3.2 and 6.1).
+    fn check_framing(&self) -> Result<(), RequestError> {
+        let count = |field: &str| self.fields.iter().filter(|(name, _)| name == field).count();
+        if count("transfer-encoding") > 0 || count("content-length") > 1 {
+            return Err(RequestError::Malformed { what: "a body without one Content-Length", at: self.len });
         }
-        let hosts = self.fields.iter().filter(|(name, _)| name == "host").count();
+        let hosts = count("host");
         if hosts > 1 || hosts == 0 && self.minor == 1 {
             return Err(RequestError::Malformed { what: "not one Host field", at: 0 });
         }
@@ -133,6 +173,8 @@ impl Method {
             "GET" => Self::Get,
             "HEAD" => Self::Head,
             "OPTIONS" => Self::Options,
+            "POST" => Self::Post,
+            "PUT" => Self::Put,
             _ => Self::Other,
         }
     }

@@ -145,7 +145,9 @@ impl HttpFlvSession {
         let close = !request.keeps_alive() || self.answered + 1 >= ANSWERS_MAX;
         match (request.method, stream_of(&request.path)) {
             (Method::Options, _) => self.answered(Answer::preflight(&self.allow_origin, close), close, out),
-            (Method::Other, _) => self.answered(Answer::method_not_allowed(&self.allow_origin, close), close, out),
+            (Method::Post | Method::Put | Method::Other, _) => {
+                self.answered(Answer::method_not_allowed(&self.allow_origin, close), close, out);
+            }
             (Method::Get | Method::Head, None) if self.answered > 0 && hls::is_at(&request.path) => {
                 self.answered(Answer::elsewhere(request, &self.allow_origin), true, out);
             }

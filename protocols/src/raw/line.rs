@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use device_models::{Command, Failure, Order, Outcome, Report, Value, Word};
+use device_models::{Command, Failure, Outcome, Report, Value, Word};
 
 use super::Options;
 use crate::payload;
+use crate::things;
 
 /// Bytes of a device's name.
 pub(super) const DEVICE_NAME_MAX: usize = 200;
@@ -84,22 +85,8 @@ pub(super) fn answer(echo: &Echo, outcome: Result<(), &str>) -> Vec<u8> {
 
 /// The line that tells a device to do something.
 pub(super) fn order(options: &Options, command: &Command) -> Vec<u8> {
-    let mut object = BTreeMap::from([
-        (options.device_field.clone(), Value::Text(command.device.clone())),
-        ("id".to_owned(), Value::Text(command.id.clone())),
-    ]);
-    match &command.order {
-        Order::Write(values) => {
-            object.insert("write".to_owned(), Value::Object(values.iter().cloned().collect()));
-        }
-        Order::Read(names) => {
-            object.insert("read".to_owned(), Value::Array(names.iter().cloned().map(Value::Text).collect()));
-        }
-        Order::Invoke { action, input } => {
-            object.insert("invoke".to_owned(), Value::Text(action.clone()));
-            object.insert("input".to_owned(), input.clone());
-        }
-    }
+    let mut object = things::order(command);
+    object.insert(options.device_field.clone(), Value::Text(command.device.clone()));
     finish(object)
 }
 

@@ -71,6 +71,7 @@ fn talk(row: &'static dyn Protocol) -> Target {
     let seeds = row.captures().iter().map(|capture| capture.bytes[..capture.bytes.len().min(16 * 1024)].to_vec());
     let name = match row.name() {
         "http-flv" => "http_flv",
+        "http-things" => "http_things",
         plain => plain,
     };
     Target { name, seeds: seeds.collect(), run: Box::new(move |input| converse(row, datagrams, input)) }

@@ -26,6 +26,7 @@ mod forwarding;
 mod gstreamer;
 mod hls;
 mod hostile;
+mod http;
 mod interop;
 mod kafka;
 mod load;
