@@ -3,6 +3,7 @@
 //!
 //!     cargo build --release -p gateway --bin sluicegate -p sluicegate-tests --bin load
 //!     target/release/load streams --help
+//!     target/release/load publishers
 //!     target/release/load mqtt --help
 //!     target/release/load idle
 //!     target/release/load drain
@@ -39,6 +40,18 @@ struct Arguments {
 enum Command {
     /// One camera, many viewers: gateway, nginx-rtmp and the floor.
     Streams(streams::Plan),
+    /// Thousands of viewers of a camera that shows next to nothing: memory.
+    IdleViewers(streams::IdlePlan),
+    /// Many cameras, no viewers: gateway and nginx-rtmp.
+    Publishers(streams::IngestPlan),
+    /// A few cameras with a few viewers each.
+    Channels(streams::ChannelsPlan),
+    /// Connect, publish, play, leave, thousands of times: what is left behind.
+    Sessions(streams::SessionsPlan),
+    /// Thousands of viewers within a second.
+    Storm(streams::StormPlan),
+    /// Memory of a stream, unwatched, and in one and two containers: the gateway alone.
+    Sources(streams::SourcesPlan),
     /// Many devices at QoS 1, forwarded to a second broker: gateway and a bridging mosquitto.
     Mqtt(mqtt::Plan),
     /// Nothing to do, and connections with nothing to say: gateway and mosquitto.
@@ -54,6 +67,12 @@ fn main() -> anyhow::Result<()> {
     process::raise_descriptor_limit()?;
     let table = match arguments.command {
         Command::Streams(plan) => streams::run(&plan)?,
+        Command::IdleViewers(plan) => streams::run_idle(&plan)?,
+        Command::Publishers(plan) => streams::run_ingest(&plan)?,
+        Command::Channels(plan) => streams::run_channels(&plan)?,
+        Command::Sessions(plan) => streams::run_sessions(&plan)?,
+        Command::Storm(plan) => streams::run_storm(&plan)?,
+        Command::Sources(plan) => streams::run_sources(&plan)?,
         Command::Mqtt(plan) => mqtt::run(&plan)?,
         Command::Drain(plan) => drain::run(&plan)?,
         Command::Idle(plan) => mqtt::run_idle(&plan)?,

@@ -29,6 +29,21 @@ pub(crate) fn usage(pid: i32) -> anyhow::Result<Usage> {
     Ok(Usage { cpu, rss_kib, written: figure(&io, "write_bytes:").unwrap_or(0) })
 }
 
+/// What a process holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Holding {
+    pub(crate) rss_kib: u64,
+    pub(crate) threads: u64,
+    pub(crate) descriptors: usize,
+}
+
+pub(crate) fn holding(pid: i32) -> anyhow::Result<Holding> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("the server is gone")?;
+    let threads = figure(&status, "Threads:").context("Threads")?;
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"))?.count();
+    Ok(Holding { rss_kib: figure(&status, "VmRSS:").context("VmRSS")?, threads, descriptors })
+}
+
 fn figure(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|l| l.strip_prefix(key))?;
     line.split_whitespace().next()?.parse().ok()

@@ -53,6 +53,11 @@ impl Cell {
         value.map_or(Self::None, |value| Self::Figure(value, decimals))
     }
 
+    /// Whether a figure keeps its bar.
+    pub(crate) fn at_most(value: f64, bar: f64) -> Self {
+        Self::text(if value <= bar { "met" } else { "missed" })
+    }
+
     fn json(&self) -> Value {
         match self {
             Self::Text(text) => Value::from(text.as_str()),

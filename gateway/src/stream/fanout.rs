@@ -27,15 +27,15 @@ const TRAILER_MAX: usize = 6;
 /// Viewers visited before ingest gets its turn.
 const BATCH: usize = 64;
 
-/// When the kernel took no more: how long until the next try, while no new unit causes one.
-const RETRY: Duration = Duration::from_millis(20);
+/// Between two visits of viewers that were blocked: thousands that take a little each wake the thread once.
+const READY_STEP: Duration = Duration::from_millis(5);
 
 /// Which viewers a pass visits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pick {
     All,
-    /// Those the kernel took no more for, or that have more to get than one visit brings.
-    Blocked,
+    /// Those the kernel takes more for again, or that have more to get than one visit brings.
+    Ready,
     /// This one of so many groups.
     Phase(usize, usize),
     /// All, and their sessions' clocks.
@@ -55,8 +55,7 @@ pub(super) struct Tally {
     pub dismissed: u64,
     /// Viewers that went, of whatever reason.
     pub viewers_gone: usize,
-    /// Some viewer is blocked / has more to get at once.
-    pub blocked: bool,
+    /// Some viewer has more to get at once.
     pub more: bool,
 }
 
@@ -188,9 +187,8 @@ impl Rendition {
                     // The last viewer is here now; it may be visited twice this round, which does no harm.
                     continue;
                 }
-                Flushed::Blocked => tally.blocked = true,
                 Flushed::More => tally.more = true,
-                Flushed::Done => {}
+                Flushed::Blocked | Flushed::Done => {}
             }
             *at += step;
         }
@@ -199,7 +197,8 @@ impl Rendition {
 
     fn visit_one(&mut self, at: usize, pick: Pick, round: &Round<'_>, tally: &mut Tally) -> Flushed {
         let Some(viewer) = self.viewers.get_mut(at) else { return Flushed::Done };
-        if pick == Pick::Blocked && !viewer.is_unfinished() {
+        // One the kernel takes nothing for costs a look at its gate; its time runs on, once a sweep.
+        if pick == Pick::Ready && !viewer.is_unfinished() || pick != Pick::Sweep && viewer.is_shut() {
             return Flushed::Done;
         }
         // The stream became H.265 in the dialect that this viewer does not know; it gets its own when it comes again.
@@ -345,8 +344,9 @@ pub(super) fn phases(viewers: usize) -> usize {
 pub(super) async fn run(hub: Rc<Hub>) {
     let mut sweep_at = Instant::now() + SWEEP;
     let mut tick_at = Instant::now();
+    let mut ready_at = Instant::now();
     let mut phase = 0;
-    let (mut blocked, mut more) = (false, false);
+    let mut more = false;
     loop {
         let phases = hub.phases();
         let step = hub.window() / phases as u32;
@@ -355,53 +355,51 @@ pub(super) async fn run(hub: Rc<Hub>) {
         let now = Instant::now();
         if hub.is_empty() {
             // Nothing to look at: the thread sleeps until there is.
-            (sweep_at, blocked, more) = (now + SWEEP, false, false);
+            (sweep_at, more) = (now + SWEEP, false);
         }
         let mut next = (!hub.is_empty()).then_some(sweep_at.max(now));
         let mut at_latest = |at: Instant| next = Some(next.map_or(at, |before: Instant| before.min(at)));
         if more {
             at_latest(now);
-        } else if blocked {
-            at_latest(now + RETRY);
+        } else if hub.bell.is_rung() {
+            at_latest(ready_at);
         }
         if dirty {
             // Without a window at once: the news may have come while all were swept, and is not said again.
-            at_latest(if merging { tick_at } else { now });
+            at_latest(if merging { tick_at } else { hub.visit_at().unwrap_or(now) });
         }
         hub.rest(next, !merging || !dirty).await;
         let now = Instant::now();
         hub.measure(now);
         if now >= sweep_at && !hub.is_empty() {
             hub.late(now.duration_since(sweep_at));
-            (blocked, more) = pass(&hub, Pick::Sweep).await;
+            more = pass(&hub, Pick::Sweep).await;
             hub.sweep(now);
             sweep_at = now + SWEEP;
         } else if merging && hub.dirty() && now >= tick_at {
             if dirty {
                 hub.late(now.duration_since(tick_at));
             }
-            let (some_blocked, some_more) = pass(&hub, Pick::Phase(phase % phases, phases)).await;
-            blocked |= some_blocked;
-            more |= some_more;
+            more |= pass(&hub, Pick::Phase(phase % phases, phases)).await;
             phase = (phase + 1) % phases;
             tick_at = (tick_at + step).max(now + step / 2);
-        } else if !merging && hub.dirty() {
-            (blocked, more) = pass(&hub, Pick::All).await;
-        } else if blocked || more {
-            (blocked, more) = pass(&hub, Pick::Blocked).await;
+        } else if !merging && hub.dirty() && hub.visit_at().is_none_or(|at| now >= at) {
+            more = pass(&hub, Pick::All).await;
+        } else if more || (hub.bell.is_rung() && now >= ready_at) {
+            hub.bell.reset();
+            more = pass(&hub, Pick::Ready).await;
+            ready_at = now + READY_STEP;
         }
-        yield_now().await;
     }
 }
 
-/// Visits the picked viewers of all sources; whether some are blocked, and whether some have more to get at once.
-async fn pass(hub: &Hub, pick: Pick) -> (bool, bool) {
-    let (mut blocked, mut more) = (false, false);
+/// Visits the picked viewers of all sources; whether some have more to get at once.
+async fn pass(hub: &Hub, pick: Pick) -> bool {
+    let mut more = false;
     for source in hub.due(pick) {
         let mut place = Place::default();
         loop {
             let (tally, goes_on) = source.borrow_mut().flush(&mut place, pick, hub.rules.patience);
-            blocked |= tally.blocked;
             more |= tally.more;
             hub.count(&tally);
             if !goes_on {
@@ -410,5 +408,5 @@ async fn pass(hub: &Hub, pick: Pick) -> (bool, bool) {
             yield_now().await;
         }
     }
-    (blocked, more)
+    more
 }

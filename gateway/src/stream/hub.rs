@@ -22,10 +22,11 @@ use tracing::{debug, info};
 use super::audience::ViewerInfo;
 use super::camera::Camera;
 use super::fanout::{Pick, Tally};
+use super::gate::{Bell, Gate};
 use super::info::ThreadInfo;
 use super::socket::Socket;
 use super::sound::{self, Treatment};
-use super::source::{Generation, Source};
+use super::source::{Generation, News, Source};
 use super::viewer::{Account, Viewer};
 use super::window::Window;
 use super::{Handover, Order, Rules, Shared, fanout, feed, ingest, sockets};
@@ -36,6 +37,13 @@ pub(super) const SWEEP: Duration = Duration::from_secs(1);
 
 /// How often the busy fraction is measured.
 const MEASURE: Duration = Duration::from_millis(250);
+
+/// Publishers of a thread from which on their reads are collected, at merge windows of at least this length; then for a
+/// part of the window, and at most for about a frame.
+const PAUSE_SOURCES: usize = 64;
+const PAUSE_FROM: Duration = Duration::from_millis(100);
+const PAUSE_SHARE: u32 = 8;
+const PAUSE_MAX: Duration = Duration::from_millis(40);
 
 /// Where a publisher is.
 #[derive(Debug, Clone)]
@@ -81,7 +89,10 @@ pub(super) struct Hub {
     sources: RefCell<Vec<SharedSource>>,
     /// Sources with units that viewers have not seen.
     dirty: RefCell<Vec<SharedSource>>,
+    visit_at: Cell<Option<Instant>>,
     wake: Notify,
+    /// Rings when the kernel takes more for a viewer that was blocked.
+    pub(super) bell: Arc<Bell>,
     window: RefCell<Window>,
     /// Groups of viewers in a merge window.
     phases: Cell<usize>,
@@ -106,7 +117,9 @@ impl Hub {
             reports,
             sources: RefCell::default(),
             dirty: RefCell::default(),
+            visit_at: Cell::default(),
             wake: Notify::new(),
+            bell: Arc::default(),
             window: RefCell::new(window),
             phases: Cell::new(1),
             measured: Cell::new((Instant::now(), cpu_time())),
@@ -214,16 +227,22 @@ impl Hub {
         control.map(|runtime| self.shared.tasks.spawn_on(runtime, name, task)).is_some()
     }
 
-    fn note(&self, source: &SharedSource, news: bool) {
-        if news {
-            self.has_news(source);
+    /// The source's viewers are to be visited, if there is news.
+    pub(super) fn note(&self, source: &SharedSource, news: News) {
+        if news.first {
+            self.dirty.borrow_mut().push(source.clone());
+        }
+        let Some(within) = news.within else { return };
+        let at = Instant::now() + within;
+        if self.visit_at.get().is_none_or(|before| at < before) {
+            self.visit_at.set(Some(at));
+            self.wake.notify_one();
         }
     }
 
-    /// The source's viewers are to be visited.
-    pub(super) fn has_news(&self, source: &SharedSource) {
-        self.dirty.borrow_mut().push(source.clone());
-        self.wake.notify_one();
+    /// When the viewers of dirty sources are to be visited, where nothing is collected for a merge window.
+    pub(super) fn visit_at(&self) -> Option<Instant> {
+        self.visit_at.get()
     }
 
     /// The publisher went; its viewers are kept for the grace time.
@@ -260,8 +279,8 @@ impl Hub {
             }
         };
         debug!(stream = %name, ?container, peer = ?peer.address, "viewer");
-        let mut viewer =
-            Viewer::new(socket, session, unread, limits.frame_max, self.account(peer.address)).staying(stay);
+        let (account, gate) = (self.account(peer.address), Gate::new(&self.bell));
+        let mut viewer = Viewer::new(socket, session, unread, limits.frame_max, account, gate).staying(stay);
         if viewer.carry_out(&mut outbox).and_then(|()| viewer.understand_leftover(Instant::now())).is_err() {
             self.shared.viewers.fetch_sub(1, Ordering::Relaxed);
             return;
@@ -286,15 +305,28 @@ impl Hub {
     pub(super) fn join(&self, source: &SharedSource, container: Container, viewer: Viewer) {
         let tally = source.borrow_mut().join(container, viewer, self.rules.patience);
         self.count(&tally);
-        if tally.blocked || tally.more {
-            self.wake.notify_one();
+        if tally.more {
+            self.bell.ring();
         }
+    }
+
+    /// How long a publisher's socket is left alone after a read, so that the next one brings more: nothing while the
+    /// thread has time to spare, or few publishers.
+    pub(super) fn pause(&self) -> Duration {
+        let window = self.window();
+        if window < PAUSE_FROM || self.sources.borrow().len() < PAUSE_SOURCES {
+            return Duration::ZERO;
+        }
+        (window / PAUSE_SHARE).min(PAUSE_MAX)
     }
 
     // --- the loop of fanout.rs ---
 
     /// Sources a pass has to visit.
     pub(super) fn due(&self, pick: Pick) -> Vec<SharedSource> {
+        if matches!(pick, Pick::All | Pick::Phase(..)) {
+            self.visit_at.set(None);
+        }
         match pick {
             Pick::All => {
                 let due = self.dirty.take();
@@ -308,7 +340,7 @@ impl Hub {
                 self.dirty.borrow_mut().retain(|source| source.borrow_mut().take_due(pick));
                 due
             }
-            Pick::Blocked | Pick::Sweep => self.sources.borrow().clone(),
+            Pick::Ready | Pick::Sweep => self.sources.borrow().clone(),
         }
     }
 
@@ -323,7 +355,7 @@ impl Hub {
         }
     }
 
-    /// Sleeps until `next`, or until there is news if it `listens`.
+    /// Sleeps until `next`, or until there is news if it `listens`, or until the bell rings.
     pub(super) async fn rest(&self, next: Option<Instant>, listens: bool) {
         let sleep = async {
             match next {
@@ -332,11 +364,14 @@ impl Hub {
             }
         };
         if next.is_some_and(|next| next <= Instant::now()) {
+            // The others of this thread first.
+            tokio::task::yield_now().await;
             return;
         }
         tokio::select! {
             biased;
             () = self.wake.notified(), if listens || next.is_none() => {}
+            () = self.bell.heard(), if !self.bell.is_rung() => {}
             () = sleep => {}
         }
     }

@@ -1,6 +1,7 @@
 //! A publisher on its stream thread: reads its socket, runs its session, and hands the units to the hub.
 
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -72,34 +73,52 @@ impl Ingest {
         if let Err(reason) = self.carry_out().and_then(|()| self.understand()) {
             return reason;
         }
+        // Kept from wait to wait: to register with the clock and the stop signal anew for every frame costs more than to
+        // wake once too often.
+        let mut alarm = pin!(tokio::time::sleep_until((self.heard + silence_max).into()));
+        let mut cancelled = pin!(stop.cancelled());
         loop {
             if let Err(reason) = self.answer() {
                 return reason;
             }
             let silent_at = self.heard + silence_max;
             let wake_at = self.session.deadline().map_or(silent_at, |deadline| deadline.min(silent_at));
-            let waits = !self.answers.is_empty() || self.socket.is_full(true);
-            let interest = match (self.may_read(), waits) {
-                (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
-                (true, false) => Some(Interest::READABLE),
-                (false, true) => Some(Interest::WRITABLE),
-                (false, false) => None,
-            };
+            let pause = self.hub.pause();
+            let rests = !pause.is_zero() && self.may_read() && !self.waits();
+            let wake_at = if rests { wake_at.min(Instant::now() + pause) } else { wake_at };
+            if alarm.is_elapsed() || wake_at < alarm.deadline().into() {
+                alarm.as_mut().reset(wake_at.into());
+            }
+            let interest = if rests { None } else { self.interest() };
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return self.stopped(),
+                () = cancelled.as_mut() => return self.stopped(),
                 ready = ready(&self.socket, interest) => {
                     if let Err(error) = ready {
                         return format!("the connection broke: {error}");
                     }
                 }
-                () = tokio::time::sleep_until(wake_at.into()) => {}
+                () = alarm.as_mut() => {}
             }
             let outcome =
                 self.read().and_then(|()| self.tick(silent_at, silence_max, stop)).and_then(|()| self.understand());
             if let Err(reason) = outcome {
                 return reason;
             }
+        }
+    }
+
+    /// Something waits to be written.
+    fn waits(&self) -> bool {
+        !self.answers.is_empty() || self.socket.is_full(true)
+    }
+
+    fn interest(&self) -> Option<Interest> {
+        match (self.may_read(), self.waits()) {
+            (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
+            (true, false) => Some(Interest::READABLE),
+            (false, true) => Some(Interest::WRITABLE),
+            (false, false) => None,
         }
     }
 

@@ -1,7 +1,7 @@
 //! The streaming core: publishers and viewers of live streams, on threads of their own.
 //!
 //! Each stream lives on one pinned thread, from its first publisher until its last grace time: ingest (`ingest.rs`),
-//! what is kept (`recent.rs`, `log.rs`, `gop.rs`), viewers (`cursor.rs`, `viewer.rs`, `fanout.rs`, `audience.rs`),
+//! what is kept (`recent.rs`, `log.rs`, `gop.rs`), viewers (`cursor.rs`, `viewer.rs`, `gate.rs`, `fanout.rs`, `audience.rs`),
 //! audio that has to become another (`sound.rs`, `transcode.rs`) and the camera as a thing (`camera.rs`); a stream hotter
 //! than one core spills to others (`spill.rs`). Tasks of the control plane take units out by a `tap.rs` and put them in by a `feed.rs`. The threads share nothing but
 //! `directory.rs`, which says which stream is where. A connection arrives as a [`Handover`] when its protocol has said what it wants.
@@ -15,6 +15,7 @@ mod directory;
 mod fanout;
 mod feed;
 mod figures;
+mod gate;
 mod gop;
 mod hub;
 mod info;

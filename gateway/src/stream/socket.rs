@@ -5,7 +5,9 @@
 //! encrypted before is with the kernel, so that at most [`ENCRYPTED_MAX`] bytes wait in here and a slow viewer's lag
 //! stays where it is bounded: in the shared log. Must not be in here: handshakes (`transport`), certificates (`tls`).
 
+use std::future::poll_fn;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::task::{Context, Waker};
 
 use rustix::net::{RecvFlags, recv};
 use rustls::Connection;
@@ -74,6 +76,10 @@ pub(super) struct Tls {
 impl Socket {
     /// Resolves when a read or write may get on. Decrypted bytes that were not read count: their socket is readable.
     pub(super) async fn ready(&self, interest: Interest) -> io::Result<()> {
+        if interest == Interest::READABLE {
+            // Nobody else waits for this one: the one reader's place costs less than one among any number.
+            return poll_fn(|context| self.tcp().poll_read_ready(context)).await;
+        }
         self.tcp().ready(interest).await.map(drop)
     }
 
@@ -111,6 +117,14 @@ impl Socket {
             Self::Plain(_) => !took_all,
             Self::Tls(tls) => tls.tls.wants_write(),
         }
+    }
+
+    /// Has the waker told when the kernel takes more, after it took no more or not all; `true` when it does already.
+    pub(super) fn wake_when_writable(&self, waker: &Waker) -> bool {
+        // To the runtime a write that was taken in part says nothing; to the kernel it says that an edge is wanted.
+        let told = self.tcp().try_io(Interest::WRITABLE, || Err::<(), _>(ErrorKind::WouldBlock.into()));
+        debug_assert!(told.is_err(), "the kernel is full");
+        self.tcp().poll_write_ready(&mut Context::from_waker(waker)).is_ready()
     }
 
     /// Hands the kernel what was encrypted and not yet taken; `WouldBlock` while it does not take all.

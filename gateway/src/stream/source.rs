@@ -27,6 +27,22 @@ use super::viewer::{Closed, Viewer};
 /// A container nobody watches is given up after this long: a player that reconnects finds it warm.
 const IDLE_MAX: Duration = Duration::from_secs(10);
 
+/// Where video flows, an audio unit goes out with the next frame, or after this long: a write costs more than its bytes,
+/// and a player holds sound back for its picture anyway.
+const SOUND_WAIT: Duration = Duration::from_millis(40);
+
+/// Video flows while the newest frame is at most this far behind the sound, media clock ticks.
+const VIDEO_NEAR: i64 = 9_000;
+
+/// What a unit means for those who watch.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct News {
+    /// They have seen all that came before.
+    pub first: bool,
+    /// They are to be visited within this time; `None`: not for this unit.
+    pub within: Option<Duration>,
+}
+
 /// A publisher's place at a stream; void once another took over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Generation(u64);
@@ -66,6 +82,8 @@ pub(super) struct Source {
     told: Tracks,
     /// No video before the publisher's first key frame.
     keyless: bool,
+    /// The newest frame's time.
+    video_dts: Option<i64>,
     recent: Recent,
     renditions: Vec<Rendition>,
     taps: Vec<Spout>,
@@ -94,6 +112,7 @@ impl Source {
             key_tracks: Tracks::default(),
             told: Tracks::default(),
             keyless: true,
+            video_dts: None,
             recent: Recent::new(keep),
             renditions: Vec::new(),
             taps: Vec::new(),
@@ -125,7 +144,7 @@ impl Source {
         self.treatment.restart();
         self.tracks = Tracks::default();
         self.recent.restart();
-        self.keyless = true;
+        (self.keyless, self.video_dts) = (true, None);
         self.taps.iter_mut().for_each(|tap| tap.say(Tapped::Published));
         self.replicas.iter_mut().for_each(Replica::published);
         Generation(self.generation)
@@ -157,14 +176,14 @@ impl Source {
         }
     }
 
-    /// Takes a publisher's unit; `true` when viewers should be visited for it, in so many phases.
-    pub(super) fn push(&mut self, mut unit: Unit, patience: &Patience, phases: usize) -> bool {
+    /// Takes a publisher's unit, for viewers that are visited in so many phases.
+    pub(super) fn push(&mut self, mut unit: Unit, patience: &Patience, phases: usize) -> News {
         self.counters.bytes_in += unit.data.len() as u64;
         self.figures.bytes(unit.data.len());
         self.count(&unit);
         if self.keyless && unit.track == Track::Video && unit.kind == Kind::Delta {
             self.counters.keyless_frames += 1;
-            return false;
+            return News::default();
         }
         let began = self.began;
         self.timeline.place(&mut unit, || (began.elapsed().as_micros() as i64).saturating_mul(9) / 100);
@@ -175,27 +194,27 @@ impl Source {
         }
         match self.treatment.treat(unit) {
             Treated::Passes(unit) | Treated::Becomes(Some(unit)) => self.put(unit, patience, phases),
-            Treated::Becomes(None) => false,
+            Treated::Becomes(None) => News::default(),
             Treated::LeftOut => {
                 self.counters.audio_left_out += 1;
-                false
+                News::default()
             }
         }
     }
 
-    /// Takes a unit that is on the running time; `true` when viewers should be visited for it.
-    pub(super) fn put(&mut self, unit: Unit, patience: &Patience, phases: usize) -> bool {
+    /// Takes a unit that is on the running time.
+    pub(super) fn put(&mut self, unit: Unit, patience: &Patience, phases: usize) -> News {
         self.tracks.note(&unit);
         let told = self.told.note(&unit);
         if unit.kind == Kind::Config && told == Change::None {
             self.counters.repeated_configs += 1;
-            return false;
+            return News::default();
         }
         self.spread(&unit, told, patience, phases)
     }
 
-    /// Gives a unit to all who want it; `true` when viewers should be visited for it.
-    fn spread(&mut self, unit: &Unit, told: Change, patience: &Patience, phases: usize) -> bool {
+    /// Gives a unit to all who want it.
+    fn spread(&mut self, unit: &Unit, told: Change, patience: &Patience, phases: usize) -> News {
         let mark = match (unit.track, unit.kind) {
             (Track::Data, _) | (_, Kind::Config) => Mark::Config,
             (Track::Video, Kind::Key) => Mark::Key,
@@ -228,8 +247,17 @@ impl Source {
             self.replicas.iter_mut().for_each(|replica| replica.add(mark, unit));
             self.tell_replicas();
         }
-        let watched = self.renditions.iter().any(|rendition| !rendition.viewers.is_empty());
-        watched && std::mem::replace(&mut self.due, phases) == 0
+        if unit.track == Track::Video {
+            self.video_dts = Some(unit.dts_90k);
+        }
+        if !self.renditions.iter().any(|rendition| !rendition.viewers.is_empty()) {
+            return News::default();
+        }
+        let first = std::mem::replace(&mut self.due, phases) == 0;
+        // Sound goes out with the picture that is about to come: a write a frame is enough.
+        let near = |video: i64| (0..VIDEO_NEAR).contains(&unit.dts_90k.saturating_sub(video));
+        let waits = unit.track == Track::Audio && self.video_dts.is_some_and(near);
+        News { first, within: Some(if waits { SOUND_WAIT } else { Duration::ZERO }) }
     }
 
     fn count(&mut self, unit: &Unit) {
@@ -302,13 +330,13 @@ impl Source {
         self.replicas.retain_mut(|replica| replica.send(&self.name));
     }
 
-    /// Takes what the stream's own thread took; `true` when viewers should be visited for it.
-    pub(super) fn copied(&mut self, copied: Copied, patience: &Patience, phases: usize) -> bool {
+    /// Takes what the stream's own thread took.
+    pub(super) fn copied(&mut self, copied: Copied, patience: &Patience, phases: usize) -> News {
         match copied {
             Copied::Published => {
                 self.tracks = Tracks::default();
                 self.recent.restart();
-                false
+                News::default()
             }
             Copied::Unit(unit) => {
                 self.figures.bytes(unit.data.len());
@@ -347,7 +375,7 @@ impl Source {
         match pick {
             Pick::All => self.due = 0,
             Pick::Phase(..) => self.due = self.due.saturating_sub(1),
-            Pick::Blocked | Pick::Sweep => {}
+            Pick::Ready | Pick::Sweep => {}
         }
         self.due > 0
     }

@@ -141,12 +141,9 @@ impl super::hub::Hub {
     /// What was published at a stream's home.
     pub(super) fn copied(&self, stream: &StreamName, copied: Vec<Copied>) {
         let Some(source) = self.find(stream).filter(|source| source.borrow().is_replica()) else { return };
-        let mut news = false;
         for one in copied {
-            news |= source.borrow_mut().copied(one, &self.rules.patience, self.phases());
-        }
-        if news {
-            self.has_news(&source);
+            let news = source.borrow_mut().copied(one, &self.rules.patience, self.phases());
+            self.note(&source, news);
         }
     }
 

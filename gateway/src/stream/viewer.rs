@@ -3,6 +3,8 @@
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -10,6 +12,7 @@ use protocols::media::Hevc;
 use protocols::{Input, MediaEvent, Outbox, Output, Session};
 
 use super::cursor::Cursor;
+use super::gate::Gate;
 use super::log::{Log, SLICES_MAX};
 use super::socket::Socket;
 use crate::hooks::Stay;
@@ -98,6 +101,8 @@ pub(super) struct Viewer {
     /// what a viewer waits for and does not wait for that.
     fresh: bool,
     blocked_since: Option<Instant>,
+    /// Shut while the kernel takes no more.
+    gate: Arc<Gate>,
     /// The kernel would take more than one visit brings.
     more: bool,
     skips_since: Option<Instant>,
@@ -116,6 +121,7 @@ impl Viewer {
         unread: BytesMut,
         frame_max: usize,
         account: Account,
+        gate: Arc<Gate>,
     ) -> Self {
         // The driver's receive buffer is sized for handshakes; thousands of idle viewers must not keep one each.
         let unread = if unread.is_empty() { BytesMut::new() } else { BytesMut::from(&unread[..]) };
@@ -130,6 +136,7 @@ impl Viewer {
             greeted: false,
             fresh: true,
             blocked_since: None,
+            gate,
             more: false,
             skips_since: None,
             skips: 0,
@@ -151,6 +158,11 @@ impl Viewer {
     /// It did not get all it could have had at its last visit; the others wait for their turn in the merge window.
     pub(super) fn is_unfinished(&self) -> bool {
         self.is_blocked() || self.more
+    }
+
+    /// The kernel took no more, and has not said since that it would.
+    pub(super) fn is_shut(&self) -> bool {
+        !self.gate.is_open()
     }
 
     /// The log moved it ahead, or it jumped.
@@ -254,10 +266,7 @@ impl Viewer {
             let filled = self.cursor.fill(log, &mut slices);
             let Some(slices) = slices.get(..filled).filter(|slices| !slices.is_empty()) else {
                 return match self.socket.flush() {
-                    Ok(()) => {
-                        self.blocked_since = None;
-                        Flushed::Done
-                    }
+                    Ok(()) => self.unblock(Flushed::Done),
                     Err(error) => self.stopped(&error, now, stall_max),
                 };
             };
@@ -271,17 +280,22 @@ impl Viewer {
                     *bytes += written as u64;
                     self.account.bytes += written as u64;
                     self.account.written_at = Some(now);
-                    let full = self.socket.is_full(written == offered);
-                    self.blocked_since = full.then_some(now);
-                    if full {
-                        return Flushed::Blocked;
+                    if self.socket.is_full(written == offered) {
+                        self.blocked_since = None;
+                        return self.block(now, stall_max);
                     }
                 }
                 Err(error) => return self.stopped(&error, now, stall_max),
             }
         }
         self.more = self.cursor.behind(log);
-        if self.more { Flushed::More } else { Flushed::Done }
+        self.unblock(if self.more { Flushed::More } else { Flushed::Done })
+    }
+
+    fn unblock(&mut self, flushed: Flushed) -> Flushed {
+        self.blocked_since = None;
+        self.gate.stay_open();
+        flushed
     }
 
     /// The kernel takes nothing: for now, for too long, or ever again.
@@ -289,9 +303,20 @@ impl Viewer {
         if error.kind() != io::ErrorKind::WouldBlock {
             return Flushed::Gone(Closed::Left);
         }
+        self.block(now, stall_max)
+    }
+
+    /// Waits for the kernel, which says when it takes more.
+    fn block(&mut self, now: Instant, stall_max: Duration) -> Flushed {
         let since = *self.blocked_since.get_or_insert(now);
-        let stalled = now.duration_since(since) > stall_max;
-        if stalled { Flushed::Gone(Closed::Stalled) } else { Flushed::Blocked }
+        if now.duration_since(since) > stall_max {
+            return Flushed::Gone(Closed::Stalled);
+        }
+        self.gate.shut();
+        if self.socket.wake_when_writable(&Waker::from(self.gate.clone())) {
+            self.gate.open();
+        }
+        Flushed::Blocked
     }
 
     /// Says goodbye as far as the kernel takes it, and closes.
@@ -314,6 +339,6 @@ mod tests {
 
     #[test]
     fn a_viewer_is_small() {
-        assert!(size_of::<Viewer>() <= 352, "{}", size_of::<Viewer>());
+        assert!(size_of::<Viewer>() <= 360, "{}", size_of::<Viewer>());
     }
 }

@@ -15,6 +15,9 @@ pub(crate) const MARK: &[u8; 16] = b"sluicegate-load:";
 const DIGITS_AT: usize = 5 + 4 + 3 + MARK.len();
 const DIGITS: usize = 16;
 
+/// A key frame of a quiet camera: its stamp and some of the picture.
+const QUIET_LEN: usize = 1024;
+
 const AUDIO: u8 = 8;
 const VIDEO: u8 = 9;
 
@@ -95,6 +98,29 @@ impl Clip {
         let last = frames.iter().filter(|t| t.kind == VIDEO).map(|t| t.time_ms).max().unwrap_or(0);
         Ok(Self { head, frames, length_ms: last + 40 })
     }
+
+    /// Of the same camera, next to nothing: a short key frame every so often.
+    pub(crate) fn quiet(&self, interval_ms: u32) -> anyhow::Result<Self> {
+        let mut frame = self.frames.first().context("a key frame")?.clone();
+        frame.body.truncate(QUIET_LEN);
+        frame.time_ms = 0;
+        let head = self.head.iter().filter(|tag| tag.kind == VIDEO).cloned().collect();
+        Ok(Self { head, frames: vec![frame], length_ms: interval_ms })
+    }
+
+    /// Media bits a second, Mb/s.
+    pub(crate) fn rate(&self) -> f64 {
+        let bytes: usize = self.frames.iter().map(|tag| tag.body.len()).sum();
+        bytes as f64 * 8e-3 / f64::from(self.length_ms)
+    }
+
+    /// Bytes of the largest group of pictures, with its audio.
+    pub(crate) fn gop_bytes(&self) -> usize {
+        let starts = self.frames.iter().enumerate().filter(|(_, tag)| tag.is_key()).map(|(at, _)| at);
+        let ends = starts.clone().skip(1).chain([self.frames.len()]);
+        let bytes = |(from, to)| self.frames.get(from..to).unwrap_or_default().iter().map(|tag| tag.body.len()).sum();
+        starts.zip(ends).map(bytes).max().unwrap_or(0)
+    }
 }
 
 /// The time since `epoch` of the first stamp in the bytes, and where the stamp ends.
@@ -105,14 +131,15 @@ pub(crate) fn stamp_in(bytes: &[u8]) -> Option<(u64, usize)> {
     Some((u64::from_str_radix(digits, 16).ok()?, end))
 }
 
-/// 10 s of a test pattern: H.264 at 25 fps with a key frame every 2 s, and AAC, together 1.05 Mb/s.
-pub(crate) fn make(file: &Path) -> anyhow::Result<()> {
+/// 10 s of a test pattern: H.264 of so many kbit/s at 25 fps with a key frame every 2 s, and AAC.
+pub(crate) fn make(file: &Path, video_kbps: u32) -> anyhow::Result<()> {
+    let (rate, buffer) = (format!("{video_kbps}k"), format!("{}k", video_kbps / 2));
     let status = Command::new("ffmpeg")
         .args(["-hide_banner", "-loglevel", "error", "-y"])
         .args(["-f", "lavfi", "-i", "testsrc2=size=640x360:rate=25,noise=alls=12:allf=t,format=yuv420p"])
         .args(["-f", "lavfi", "-i", "sine=frequency=440:sample_rate=44100", "-t", "10"])
         .args(["-c:v", "libx264", "-preset", "veryfast", "-profile:v", "main", "-bf", "0", "-g", "50"])
-        .args(["-keyint_min", "50", "-sc_threshold", "0", "-b:v", "960k", "-maxrate", "960k", "-bufsize", "480k"])
+        .args(["-keyint_min", "50", "-sc_threshold", "0", "-b:v", &rate, "-maxrate", &rate, "-bufsize", &buffer])
         .args(["-c:a", "aac", "-b:a", "64k", "-ac", "1", "-flvflags", "no_duration_filesize", "-f", "flv"])
         .arg(file)
         .status()

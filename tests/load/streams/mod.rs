@@ -1,12 +1,21 @@
-//! One camera and many viewers.
+//! Live streams: one camera and many viewers in here; the other runs in files of their own, on what they share.
 
+mod channels;
 mod clip;
+mod fleet;
 mod floor;
+mod idle;
+mod ingest;
+mod peers;
 mod publisher;
 mod servers;
+mod sessions;
+mod sources;
+mod storm;
 mod viewers;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
@@ -17,14 +26,22 @@ use tempfile::TempDir;
 
 use crate::process::{Usage, quantile, usage};
 use crate::table::{Cell, Table};
+pub(crate) use channels::{ChannelsPlan, run as run_channels};
 use clip::Clip;
 pub(crate) use floor::{FloorPlan, floor};
+pub(crate) use idle::{IdlePlan, run as run_idle};
+pub(crate) use ingest::{IngestPlan, run as run_ingest};
 use publisher::Publisher;
-use servers::{Kind, Server};
+use servers::{Kind, Peer, Server, Setup};
+pub(crate) use sessions::{SessionsPlan, run as run_sessions};
+pub(crate) use sources::{SourcesPlan, run as run_sources};
+pub(crate) use storm::{StormPlan, run as run_storm};
 use viewers::Crowd;
 
 /// Viewers that look at every frame, beside the crowd.
 const PROBES: usize = 8;
+/// With its audio, 1.05 Mb/s.
+const VIDEO_KBPS: u32 = 960;
 /// Time between the last viewer's arrival and the measurement.
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -33,6 +50,35 @@ const SETTLE: Duration = Duration::from_secs(2);
 pub(crate) enum Container {
     Rtmp,
     HttpFlv,
+}
+
+impl Container {
+    fn name(self) -> &'static str {
+        if self == Self::Rtmp { "rtmp" } else { "http-flv" }
+    }
+}
+
+/// What every run begins with.
+struct Scene {
+    _folder: TempDir,
+    file: PathBuf,
+    clip: Arc<Clip>,
+}
+
+impl Scene {
+    fn make(video_kbps: u32) -> anyhow::Result<Self> {
+        let folder = TempDir::new()?;
+        let file = folder.path().join("clip.flv");
+        clip::make(&file, video_kbps)?;
+        let clip = Arc::new(Clip::read(&file)?);
+        Ok(Self { _folder: folder, file, clip })
+    }
+}
+
+/// The servers that offer this container: the gateway last.
+fn kinds(container: Container, peers: &[Peer]) -> Vec<Kind> {
+    let debian = (container == Container::Rtmp).then_some(Kind::Nginx);
+    debian.into_iter().chain(Kind::named(peers)).chain([Kind::Gateway]).collect()
 }
 
 /// `load streams`.
@@ -57,6 +103,9 @@ pub(crate) struct Plan {
     /// Leave the peer and the floor out.
     #[arg(long)]
     alone: bool,
+    /// Peers beside Debian's nginx-rtmp: fetched from npm, built from crates.io (which takes minutes).
+    #[arg(long, value_delimiter = ',', value_enum)]
+    peers: Vec<Peer>,
 }
 
 /// One server under one load.
@@ -83,12 +132,8 @@ struct Outcome {
 }
 
 pub(crate) fn run(plan: &Plan) -> anyhow::Result<Table> {
-    let folder = TempDir::new()?;
-    let file = folder.path().join("clip.flv");
-    clip::make(&file)?;
-    let clip = Arc::new(Clip::read(&file)?);
-    let bytes: usize = clip.frames.iter().map(|f| f.body.len()).sum();
-    let rate = bytes as f64 * 8e-3 / f64::from(clip.length_ms);
+    let Scene { _folder, file, clip } = Scene::make(VIDEO_KBPS)?;
+    let rate = clip.rate();
     let mut table = Table::new(&[
         "server",
         "mode",
@@ -121,6 +166,11 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<Table> {
                 let case = Case { kind: Kind::Nginx, container, viewers, window: (0, 0) };
                 peer = Some(median(&case, plan, &clip, &file)?);
                 add(&mut table, &case, plan, peer.as_ref(), None, None);
+            }
+            for kind in Kind::named(&plan.peers) {
+                let case = Case { kind, container, viewers, window: (0, 0) };
+                let outcome = median(&case, plan, &clip, &file)?;
+                add(&mut table, &case, plan, Some(&outcome), peer.as_ref(), None);
             }
             for window in &plan.windows {
                 let window = parse_window(window)?;
@@ -157,9 +207,10 @@ fn median(case: &Case, plan: &Plan, clip: &Arc<Clip>, file: &std::path::Path) ->
 
 fn measure(case: &Case, plan: &Plan, clip: &Arc<Clip>, file: &std::path::Path) -> anyhow::Result<Outcome> {
     let (epoch, epoch_ns) = (Instant::now(), floor::clock_ns());
-    let server = Server::start(case.kind, case.window, file, epoch_ns)?;
-    let address = server.address;
-    let camera = (case.kind != Kind::Floor).then(|| Publisher::start(address.to_string(), Arc::clone(clip), epoch));
+    let server = Server::start(case.kind, &Setup { window: case.window, epoch_ns, ..Setup::new(file) })?;
+    let address = server.door(case.container);
+    let publisher = || Publisher::start(server.address.to_string(), Arc::clone(clip), epoch);
+    let camera = (case.kind != Kind::Floor).then(publisher);
     // Long enough that there is a key frame to begin with.
     std::thread::sleep(Duration::from_secs(2));
     let empty = usage(server.pid())?;
@@ -227,14 +278,14 @@ fn add(
     let ratio = |to: Option<&Outcome>| Cell::maybe(to.map(|to| outcome.cpu_us / to.cpu_us), 2);
     let ms = |s: Option<f64>| Cell::maybe(s.map(|s| s * 1e3), 1);
     let window = match (case.kind, case.window) {
-        (Kind::Nginx, _) => "-".to_owned(),
-        (_, (low, high)) if low == high => low.to_string(),
-        (_, (low, high)) => format!("{low}-{high}"),
+        (Kind::Gateway | Kind::Floor, (low, high)) if low == high => low.to_string(),
+        (Kind::Gateway | Kind::Floor, (low, high)) => format!("{low}-{high}"),
+        _ => "-".to_owned(),
     };
     let grown = outcome.rss_kib.saturating_sub(outcome.rss_before_kib) as f64 / case.viewers as f64;
     table.row(vec![
         Cell::text(case.kind.name()),
-        Cell::text(if case.container == Container::Rtmp { "rtmp" } else { "http-flv" }),
+        Cell::text(case.container.name()),
         Cell::Figure(case.viewers as f64, 0),
         Cell::Figure(plan.stalled as f64, 0),
         Cell::text(window),

@@ -116,15 +116,17 @@ fn publish(address: &str, clip: &Clip, epoch: Instant, stop: &AtomicBool) -> any
     replay(clip, stop, |tag, time_ms| {
         let mut tag = tag.clone();
         tag.stamp(epoch);
-        let body = match tag.kind {
-            18 => [string("@setDataFrame"), tag.body.clone()].concat(),
-            _ => tag.body,
-        };
-        let mut bytes = Vec::with_capacity(body.len() + 16);
-        message(&mut bytes, 4 + u8::from(tag.kind == 9) * 2, tag.kind, 1, time_ms, &body, CHUNK);
-        socket.write_all(&bytes)?;
-        Ok(())
+        Ok(socket.write_all(&tag_message(&tag, time_ms))?)
     })
+}
+
+/// One tag as a publisher says it.
+pub(crate) fn tag_message(tag: &Tag, time_ms: u32) -> Vec<u8> {
+    let frame = if tag.kind == 18 { string("@setDataFrame") } else { Vec::new() };
+    let body = [&frame, tag.body.as_slice()].concat();
+    let mut bytes = Vec::with_capacity(body.len() + 16);
+    message(&mut bytes, 4 + u8::from(tag.kind == 9) * 2, tag.kind, 1, time_ms, &body, CHUNK);
+    bytes
 }
 
 /// Gives the clip's tags in real time, again and again, until told to stop.

@@ -14,7 +14,11 @@ use socket2::{Domain, Socket, Type};
 
 use super::Container;
 use super::clip::{MARK, stamp_in};
+use super::fleet::APP;
 use super::publisher::{HANDSHAKE_LEN, hello, introduce};
+
+/// The stream of one camera.
+const NAME: &str = "load";
 
 /// Connections begun in one turn of the loop, so that reading goes on in between.
 const CONNECTS_PER_TURN: usize = 16;
@@ -27,6 +31,10 @@ pub(crate) struct Crowd {
     poll: OwnedFd,
     address: SocketAddr,
     container: Container,
+    /// Streams of the app; the viewers are spread over them.
+    names: Vec<String>,
+    /// Connections a second while they join.
+    pace: f64,
     viewers: Vec<Viewer>,
     scratch: Vec<u8>,
     /// Moment that stamps count from.
@@ -68,6 +76,8 @@ impl Crowd {
             poll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             address,
             container,
+            names: vec![NAME.to_owned()],
+            pace: 1000.0,
             viewers: Vec::new(),
             scratch: vec![0; 1 << 20],
             epoch,
@@ -78,11 +88,34 @@ impl Crowd {
         })
     }
 
-    /// Lets so many in, a thousand a second, and reads meanwhile. Ends when all have seen video, or after `patience`.
+    /// Of these streams, the first viewer of the first one.
+    pub(crate) fn of(mut self, names: &[String]) -> Self {
+        names.clone_into(&mut self.names);
+        self
+    }
+
+    /// So many connections a second while they join; 1000 otherwise.
+    pub(crate) fn pace(mut self, per_second: usize) -> Self {
+        self.pace = per_second as f64;
+        self
+    }
+
+    /// Viewers that have seen video and are still there.
+    pub(crate) fn playing(&self) -> usize {
+        self.viewers.iter().filter(|viewer| viewer.socket.is_some() && viewer.state == State::Watching).count()
+    }
+
+    /// From the first connection's beginning to the last one's.
+    pub(crate) fn begun_within(&self) -> Duration {
+        let begun = self.viewers.iter().map(|viewer| viewer.begun);
+        begun.clone().max().zip(begun.min()).map_or(Duration::ZERO, |(last, first)| last - first)
+    }
+
+    /// Lets so many in at their pace, and reads meanwhile. Ends when all have seen video, or after `patience`.
     pub(crate) fn join(&mut self, count: usize, patience: Duration) -> anyhow::Result<()> {
         let started = Instant::now();
         while self.joins.len() + self.closed < count && started.elapsed() < patience {
-            let due = count.min(1 + (started.elapsed().as_secs_f64() * 1000.0) as usize);
+            let due = count.min(1 + (started.elapsed().as_secs_f64() * self.pace) as usize);
             let room = due.saturating_sub(self.viewers.len()).min(CONNECTS_PER_TURN);
             for _ in 0..room {
                 self.connect()?;
@@ -164,7 +197,10 @@ impl Crowd {
             }
             let first = match self.container {
                 Container::Rtmp => hello(),
-                Container::HttpFlv => format!("GET /live/load.flv HTTP/1.1\r\nHost: {}\r\n\r\n", self.address).into(),
+                Container::HttpFlv => {
+                    let name = name_of(&self.names, index);
+                    format!("GET /{APP}/{name}.flv HTTP/1.1\r\nHost: {}\r\n\r\n", self.address).into()
+                }
             };
             send(socket, &first, SendFlags::NOSIGNAL)?;
             epoll::modify(&self.poll, socket, epoll::EventData::new_u64(index as u64), epoll::EventFlags::IN)?;
@@ -196,7 +232,7 @@ impl Crowd {
             }
             viewer.unread.drain(..HANDSHAKE_LEN);
             if let Some(socket) = &viewer.socket {
-                let words = introduce(&self.address.to_string(), "play", "live", "load");
+                let words = introduce(&self.address.to_string(), "play", APP, name_of(&self.names, index));
                 send(socket, &words, SendFlags::NOSIGNAL)?;
             }
             viewer.state = State::Joining;
@@ -219,4 +255,8 @@ impl Crowd {
         viewer.unread.drain(..kept);
         Ok(())
     }
+}
+
+fn name_of(names: &[String], index: usize) -> &str {
+    names.get(index % names.len().max(1)).map_or(NAME, String::as_str)
 }
