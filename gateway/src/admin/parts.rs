@@ -136,6 +136,14 @@ pub struct StreamView {
     pub fps: f64,
     pub bits_per_second: u64,
     pub viewers: usize,
+    /// Of these, served by other stream threads than the stream's own.
+    pub viewers_elsewhere: usize,
+    /// How far the viewer that is furthest behind is, media time.
+    pub lag_ms: u64,
+    /// Media time between the last two key frames.
+    pub key_interval_ms: u64,
+    /// Bytes kept since the last key frame, in every container in use.
+    pub kept_bytes: u64,
     pub thread: String,
     pub video_frames: u64,
     pub bytes_in: u64,

@@ -204,6 +204,10 @@ fn stream_view(info: &StreamInfo, outlets: &Outlets) -> StreamView {
         fps: info.fps,
         bits_per_second: info.bits_per_second,
         viewers: info.viewers,
+        viewers_elsewhere: info.viewers_elsewhere,
+        lag_ms: info.lag_ms,
+        key_interval_ms: info.key_interval_ms,
+        kept_bytes: info.kept_bytes,
         thread: info.thread.clone(),
         video_frames: info.counters.video_frames,
         bytes_in: info.counters.bytes_in,
@@ -320,8 +324,23 @@ fn store_figures(bus: &Bus, bytes_max: u64) -> Vec<Sample> {
 }
 
 fn stream_figures(info: &StreamInfo) -> Vec<Sample> {
-    let one = |figure, value: f64| Sample::new(figure, &[info.name.as_str()], value);
+    let name = info.name.as_str();
+    let counters = &info.counters;
+    let one = |figure, value: f64| Sample::new(figure, &[name], value);
+    let gone = |reason, count: u64| Sample::new(Figure::StreamViewersGone, &[name, reason], count as f64);
     vec![
+        gone("left", counters.viewers_left),
+        gone("stalled", counters.viewers_stalled),
+        gone("slow", counters.viewers_slow),
+        gone("fault", counters.viewers_fault),
+        gone("ended", counters.viewers_ended),
+        gone("dismissed", counters.viewers_dismissed),
+        one(Figure::StreamKeyless, counters.keyless_frames as f64),
+        one(Figure::StreamGopsOver, counters.gops_over_limit as f64),
+        one(Figure::StreamViewersElsewhere, info.viewers_elsewhere as f64),
+        one(Figure::StreamLag, info.lag_ms as f64 / 1e3),
+        one(Figure::StreamKept, info.kept_bytes as f64),
+        one(Figure::StreamKeyInterval, info.key_interval_ms as f64 / 1e3),
         one(Figure::StreamViewers, info.viewers as f64),
         one(Figure::StreamBitRate, info.bits_per_second as f64),
         one(Figure::StreamFrameRate, info.fps),

@@ -1,5 +1,6 @@
 //! The command line: verbs, flags, exit codes (0 well, 1 failed, 2 bad usage or configuration).
 
+mod log;
 mod store;
 
 use std::io::Write;
@@ -9,7 +10,6 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::info;
-use tracing_subscriber::EnvFilter;
 
 use crate::app::App;
 use crate::config::{example, load, plan::Plan, problem::Problems};
@@ -79,7 +79,7 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
-    start_log(&command.log, matches!(command.verb, Verb::Demo(_) | Verb::Store(_)));
+    log::start(&command.log, matches!(command.verb, Verb::Demo(_) | Verb::Store(_)));
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         return failed("another TLS provider is installed already");
     }
@@ -101,28 +101,6 @@ pub fn main() -> ExitCode {
                 .await
                 .map(|s| if s.is_whole() { ExitCode::SUCCESS } else { ExitCode::FAILURE })?)
         }),
-    }
-}
-
-/// Logs go to the standard error; under systemd without time and colour, which the journal has.
-fn start_log(filter: &str, quiet_by_default: bool) {
-    let filter = if quiet_by_default && filter == "info" { "warn" } else { filter };
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    // It opens a span for every message: most of its cost, and nothing for an operator in it.
-    let filter = match "rumqttd=off".parse() {
-        Ok(off) => filter.add_directive(off),
-        Err(_) => filter,
-    };
-    // What it says, a line a connection, the upstream says once.
-    let filter = match "rskafka=off".parse() {
-        Ok(off) => filter.add_directive(off),
-        Err(_) => filter,
-    };
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true);
-    if std::env::var_os("JOURNAL_STREAM").is_some() {
-        log.without_time().with_ansi(false).init();
-    } else {
-        log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
     }
 }
 

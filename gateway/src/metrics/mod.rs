@@ -123,6 +123,13 @@ impl Metrics {
         self.set(Figure::PullUp, &[stream], f64::from(u8::from(up)));
     }
 
+    /// Packets of a pulled camera did not come.
+    pub fn pull_lost(&self, stream: &str, count: u64) {
+        if count > 0 {
+            self.add(Figure::PullLost, &[stream], count);
+        }
+    }
+
     pub fn pull_failed(&self, stream: &str) {
         self.add(Figure::PullFailures, &[stream], 1);
     }

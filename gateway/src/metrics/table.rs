@@ -47,6 +47,7 @@ figures! {
     Connections "connections" Gauge ["adapter"] "Peers connected now";
     PullUp "pull_up" Gauge ["stream"] "1 while the camera is pulled by RTSP";
     PullFailures "pull_failures_total" Counter ["stream"] "Connections to a pulled camera that failed or broke";
+    PullLost "pull_packets_lost_total" Counter ["stream"] "RTP packets of a pulled camera that did not come";
     PacketsLost "packets_lost_total" Counter ["adapter"] "UDP packets of streams that found the kernel's buffers full";
     ConnectionsRefused "connections_refused_total" Counter ["adapter", "reason"] "Connections turned away, by reason";
     Hooks "hooks_total" Counter ["event", "result"] "Hooks asked and told, by what came back: allowed, denied, unreachable, dropped (the queue was full)";
@@ -88,12 +89,19 @@ figures! {
     ThingsForgotten "things_forgotten_total" Counter ["adapter"] "Things that had registered themselves and were forgotten for newer ones";
     Streams "streams" SampledGauge [] "Live streams";
     StreamViewers "stream_viewers" SampledGauge ["stream"] "Viewers of the stream";
+    StreamViewersElsewhere "stream_viewers_elsewhere" SampledGauge ["stream"] "Of these, served by other stream threads than the stream's own";
+    StreamLag "stream_viewer_lag_seconds" SampledGauge ["stream"] "How far the viewer that is furthest behind is, media time";
+    StreamKept "stream_kept_bytes" SampledGauge ["stream"] "Bytes kept since the last key frame, in every container in use";
+    StreamKeyInterval "stream_key_interval_seconds" SampledGauge ["stream"] "Media time between the last two key frames";
     StreamBitRate "stream_bits_per_second" SampledGauge ["stream"] "Bit rate of the stream's source";
     StreamFrameRate "stream_frames_per_second" SampledGauge ["stream"] "Video frames a second of the stream's source";
     StreamBytesIn "stream_bytes_in_total" SampledCounter ["stream"] "Bytes of media the source sent";
     StreamBytesOut "stream_bytes_out_total" SampledCounter ["stream"] "Bytes of media sent to viewers";
     StreamFrames "stream_frames_total" SampledCounter ["stream"] "Video frames the source sent";
     StreamSkips "stream_skips_total" SampledCounter ["stream"] "Jumps of viewers that had fallen behind";
+    StreamViewersGone "stream_viewers_gone_total" SampledCounter ["stream", "reason"] "Viewers that went, by reason: left, stalled, slow, fault, ended, dismissed";
+    StreamKeyless "stream_keyless_frames_total" SampledCounter ["stream"] "Video frames before a publisher's first key frame, which nobody could decode";
+    StreamGopsOver "stream_gops_over_limit_total" SampledCounter ["stream"] "Groups of pictures too large to be kept, from which no viewer could start";
     StreamAudioLeftOut "stream_audio_left_out_total" SampledCounter ["stream"] "Audio packets browsers could not play that were left out";
     StreamFaults "stream_faults_total" SampledCounter ["stream"] "Broken messages of the source, and tracks that are not carried";
     StreamTimesFixed "stream_times_fixed_total" SampledCounter ["stream"] "Timestamps of the source that were corrected";

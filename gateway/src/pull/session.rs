@@ -50,7 +50,9 @@ pub(super) async fn run(pull: &Pull) -> Result<(), PullError> {
             parted = feed.parted() => return Err(parted.into()),
         };
         let Some(item) = item else { return Ok(()) };
-        for unit in units(item.map_err(camera)?, demuxed.streams(), &mut carried) {
+        let item = item.map_err(camera)?;
+        pull.means.metrics.pull_lost(pull.stream.as_str(), lost(&item));
+        for unit in units(item, demuxed.streams(), &mut carried) {
             feed.push(unit).await?;
         }
     }
@@ -111,6 +113,15 @@ fn codec_of(stream: &Stream) -> Option<Codec> {
         ("audio", "pcma") => Some(Codec::G711A),
         ("audio", "pcmu") => Some(Codec::G711U),
         _ => None,
+    }
+}
+
+/// RTP packets that did not come before this.
+fn lost(item: &CodecItem) -> u64 {
+    match item {
+        CodecItem::VideoFrame(frame) => frame.loss().into(),
+        CodecItem::AudioFrame(frame) => frame.loss().into(),
+        _ => 0,
     }
 }
 

@@ -38,13 +38,6 @@ pub(super) const SWEEP: Duration = Duration::from_secs(1);
 /// How often the busy fraction is measured.
 const MEASURE: Duration = Duration::from_millis(250);
 
-/// Publishers of a thread from which on their reads are collected, at merge windows of at least this length; then for a
-/// part of the window, and at most for about a frame.
-const PAUSE_SOURCES: usize = 64;
-const PAUSE_FROM: Duration = Duration::from_millis(100);
-const PAUSE_SHARE: u32 = 8;
-const PAUSE_MAX: Duration = Duration::from_millis(40);
-
 /// Where a publisher is.
 #[derive(Debug, Clone)]
 pub(super) enum Origin {
@@ -308,16 +301,6 @@ impl Hub {
         if tally.more {
             self.bell.ring();
         }
-    }
-
-    /// How long a publisher's socket is left alone after a read, so that the next one brings more: nothing while the
-    /// thread has time to spare, or few publishers.
-    pub(super) fn pause(&self) -> Duration {
-        let window = self.window();
-        if window < PAUSE_FROM || self.sources.borrow().len() < PAUSE_SOURCES {
-            return Duration::ZERO;
-        }
-        (window / PAUSE_SHARE).min(PAUSE_MAX)
     }
 
     // --- the loop of fanout.rs ---

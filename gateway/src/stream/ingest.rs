@@ -83,13 +83,10 @@ impl Ingest {
             }
             let silent_at = self.heard + silence_max;
             let wake_at = self.session.deadline().map_or(silent_at, |deadline| deadline.min(silent_at));
-            let pause = self.hub.pause();
-            let rests = !pause.is_zero() && self.may_read() && !self.waits();
-            let wake_at = if rests { wake_at.min(Instant::now() + pause) } else { wake_at };
             if alarm.is_elapsed() || wake_at < alarm.deadline().into() {
                 alarm.as_mut().reset(wake_at.into());
             }
-            let interest = if rests { None } else { self.interest() };
+            let interest = self.interest();
             tokio::select! {
                 biased;
                 () = cancelled.as_mut() => return self.stopped(),
@@ -108,13 +105,9 @@ impl Ingest {
         }
     }
 
-    /// Something waits to be written.
-    fn waits(&self) -> bool {
-        !self.answers.is_empty() || self.socket.is_full(true)
-    }
-
     fn interest(&self) -> Option<Interest> {
-        match (self.may_read(), self.waits()) {
+        let waits = !self.answers.is_empty() || self.socket.is_full(true);
+        match (self.may_read(), waits) {
             (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
             (true, false) => Some(Interest::READABLE),
             (false, true) => Some(Interest::WRITABLE),

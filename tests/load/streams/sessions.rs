@@ -17,8 +17,6 @@ use super::{Container, Scene, kinds};
 use crate::process::{Holding, holding};
 use crate::table::{Cell, Table};
 
-/// Sessions after which everything that is made once is there.
-const WARM: usize = 1000;
 /// Frames of a session.
 const FRAMES: usize = 20;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -33,6 +31,9 @@ pub(crate) struct SessionsPlan {
     /// Different stream names among them.
     #[arg(long, default_value_t = 160)]
     names: usize,
+    /// Of them, those after which everything that is made once is there, the allocator's high water included.
+    #[arg(long, default_value_t = 10_000)]
+    warm: usize,
     /// Sessions at a time.
     #[arg(long, default_value_t = 16)]
     workers: usize,
@@ -54,7 +55,7 @@ pub(crate) fn run(plan: &SessionsPlan) -> anyhow::Result<Table> {
         "names",
         "a second",
         "RSS at start KiB",
-        "after 1000",
+        "after the first",
         "after all",
         "%",
         "bar",
@@ -66,8 +67,9 @@ pub(crate) fn run(plan: &SessionsPlan) -> anyhow::Result<Table> {
         "failed",
     ]);
     table.note(format!(
-        "a session: RTMP publisher with {FRAMES} frames, viewer until its first video, both leave; {} at a time",
-        plan.workers
+        "a session: RTMP publisher with {FRAMES} frames, viewer until its first video, both leave; {} at a time; compared \
+         with what was held after the first {}",
+        plan.workers, plan.warm
     ));
     for kind in kinds(Container::Rtmp, &plan.peers).into_iter().filter(|kind| !plan.alone || *kind == Kind::Gateway) {
         add(&mut table, plan, kind, &scene)?;
@@ -80,10 +82,11 @@ fn add(table: &mut Table, plan: &SessionsPlan, kind: Kind, scene: &Scene) -> any
     let server = Server::start(kind, &setup)?;
     let talk = Arc::new(Talk::new(server.address, server.door(Container::HttpFlv), kind, plan, &scene.clip));
     let fresh = holding(server.pid())?;
-    let mut failed = talk.run(0..WARM.min(plan.sessions), plan.workers)?;
+    let first = plan.warm.min(plan.sessions);
+    let mut failed = talk.run(0..first, plan.workers)?;
     let warm = rest(&server)?;
     let started = Instant::now();
-    failed += talk.run(WARM.min(plan.sessions)..plan.sessions, plan.workers)?;
+    failed += talk.run(first..plan.sessions, plan.workers)?;
     let elapsed = started.elapsed().as_secs_f64();
     let left = rest(&server)?;
     let grown = (left.rss_kib as f64 / warm.rss_kib as f64 - 1.0) * 100.0;
@@ -92,7 +95,7 @@ fn add(table: &mut Table, plan: &SessionsPlan, kind: Kind, scene: &Scene) -> any
         Cell::text(kind.name()),
         Cell::Figure(plan.sessions as f64, 0),
         Cell::Figure(plan.names.min(plan.sessions) as f64, 0),
-        Cell::Figure((plan.sessions - WARM.min(plan.sessions)) as f64 / elapsed, 0),
+        Cell::Figure((plan.sessions - first) as f64 / elapsed, 0),
         Cell::Figure(fresh.rss_kib as f64, 0),
         Cell::Figure(warm.rss_kib as f64, 0),
         Cell::Figure(left.rss_kib as f64, 0),
