@@ -40,10 +40,37 @@ pub enum Failure {
     Silent(Duration),
     #[error("the device's protocol cannot carry this: {0}")]
     Unsupported(String),
-    #[error("the model does not allow it: {0}")]
+    #[error("refused: {0}")]
     Refused(String),
     #[error("the device answered with an error: {0}")]
     Device(String),
     #[error("too many commands are waiting for this device")]
     Busy,
+    /// Not an end: the command is kept, and another reply follows.
+    #[error("the device is not connected; the command waits for it, at most {0:?}")]
+    Waiting(Duration),
+    #[error("the device did not come within {0:?}: the command is given up and was never sent")]
+    Expired(Duration),
+    /// Nobody will ever know more of it, or nobody wants to.
+    #[error("given up: {0}")]
+    GivenUp(String),
+}
+
+// === impl Failure ===
+
+impl Failure {
+    /// In one word, as figures label it.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Offline => "offline",
+            Self::Silent(_) => "silent",
+            Self::Unsupported(_) => "unsupported",
+            Self::Refused(_) => "refused",
+            Self::Device(_) => "device",
+            Self::Busy => "busy",
+            Self::Waiting(_) => "waiting",
+            Self::Expired(_) => "expired",
+            Self::GivenUp(_) => "given-up",
+        }
+    }
 }

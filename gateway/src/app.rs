@@ -9,7 +9,7 @@ use tracing::{debug, info, warn};
 
 use crate::admin::{self, parts::AdapterView};
 use crate::broker::{Broker, WillReport};
-use crate::bus::Bus;
+use crate::bus::{Bus, FindingKind};
 use crate::cameras;
 use crate::config::{self, plan::Plan};
 use crate::credentials::Gatekeeper;
@@ -23,6 +23,7 @@ use crate::outlet::{Means, Outlets, Voice};
 use crate::pull;
 use crate::record::{self, Recorder};
 use crate::relay::Relays;
+use crate::shadow::Shadows;
 use crate::stream::StreamCore;
 use crate::threads::Tasks;
 use crate::tls::ServerTls;
@@ -74,6 +75,8 @@ impl App {
             warn!(?finding, "the store was repaired");
         }
         let devices = Devices::open(Arc::clone(&plan.models), plan.declared, bus.clone())?;
+        let restored = findings.iter().any(|finding| finding.kind == FindingKind::KeyedRestored);
+        let shadows = Shadows::start(&plan.config.shadow, &devices, bus.keyed(), restored, &metrics, &tasks)?;
         let edge = Edge::new(&plan.models, plan.scopes);
         let intake = Intake::new(devices.clone(), bus.clone(), metrics.clone(), edge);
         tasks.spawn("rules", say_what_waits(intake.clone(), tasks.clone()));
@@ -111,11 +114,12 @@ impl App {
             bound.push((name, address));
             views.push(AdapterView { address, ..view });
         }
-        let upstreams = start_upstreams(&plan.config, &plan.gateway_id, &services)?;
+        let upstreams = start_upstreams(&plan.config, &plan.gateway_id, &services, &shadows)?;
         let store_bytes_max = plan.config.store.cap_mib * 1024 * 1024;
         let webrtc = Webrtc::start(&plan.config.webrtc, &services).await?;
         let ups = upstreams.clone();
         let parts = admin::Parts::of(&plan.gateway_id, &services, views, ups, webrtc, &outlets, store_bytes_max);
+        let parts = admin::Parts { shadows: Some(shadows), ..parts };
         let admin = admin::start(&plan.config.admin, plan.admin_tls, parts, &tasks).await?;
         info!(gateway = %plan.gateway_id, took = ?started.elapsed(), "started");
         Ok(Self { services, bound, admin, upstreams, certificates, outlets, tasks })
@@ -144,14 +148,19 @@ impl App {
     }
 }
 
-fn start_upstreams(config: &config::Config, gateway: &str, services: &Services) -> anyhow::Result<Vec<Upstream>> {
+fn start_upstreams(
+    config: &config::Config,
+    gateway: &str,
+    services: &Services,
+    shadows: &Shadows,
+) -> anyhow::Result<Vec<Upstream>> {
     let configs = &config.upstreams;
     upstream::forget_removed(&services.bus, configs)?;
     let parts = upstream::Parts {
         quarantine: config.store.path.join("refused"),
         gateway: Arc::from(gateway),
         bus: services.bus.clone(),
-        things: Arc::new(services.intake.devices().clone()),
+        things: Arc::new(shadows.clone()),
         tasks: services.tasks.clone(),
         metrics: services.metrics.clone(),
     };

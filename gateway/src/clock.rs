@@ -16,6 +16,11 @@ pub fn now_s() -> Option<u64> {
     plausible(u64::try_from(now_us() / 1_000_000).unwrap_or(0))
 }
 
+/// Whether a time was told by a clock that was set.
+pub fn is_plausible(time_us: i64) -> bool {
+    u64::try_from(time_us / 1_000_000).is_ok_and(|time_s| plausible(time_s).is_some())
+}
+
 fn plausible(now_s: u64) -> Option<u64> {
     (now_s >= EARLIEST_S).then_some(now_s)
 }

@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 
 use crate::bus::Bus;
 use crate::clock;
-use crate::devices::{Devices, Route, RouteId, Thing};
+use crate::devices::{Devices, Route, RouteId, Sign, Thing};
 use crate::edge::{Edge, Passed};
 use crate::metrics::{Figure, Metrics};
 use crate::presence::Presence;
@@ -114,7 +114,11 @@ impl Intake {
             if let (true, Some(route)) = (*online, route) {
                 thing.set_route(route);
             }
-            if !thing.set_online(*online, now) {
+            let changed = thing.set_online(*online, now);
+            if *online && route.is_some() {
+                self.devices.sign(&thing, Sign::Came);
+            }
+            if !changed {
                 return Ok(None);
             }
         } else if let Some(route) = route {
@@ -126,8 +130,11 @@ impl Intake {
         self.metrics.held(&adapter.name, passed.held);
         let appended = self.append_all(passed, adapter.commit).await?;
         // Only now: who waits for the answer counts on it being on the bus.
-        if let Word::Reply { id, outcome } = report.word {
-            self.devices.answered(&thing.id, &id, outcome);
+        match report.word {
+            Word::Reply { id, outcome } => {
+                self.devices.answered(&thing.id, &id, outcome, appended.map(|a| a.seq));
+            }
+            _ => self.devices.sign(&thing, Sign::Spoke),
         }
         Ok(appended)
     }
@@ -206,10 +213,19 @@ impl Intake {
 
     /// A session speaks for the thing from now on; says so on the bus when the thing was offline.
     pub async fn arrive(&self, thing: &Arc<Thing>, route: &Route, now_us: i64) -> Result<(), Refusal> {
-        if thing.set_route(route) && thing.set_online(true, now_us) {
+        if !thing.set_route(route) {
+            return Ok(());
+        }
+        self.devices.sign(thing, Sign::Came);
+        if thing.set_online(true, now_us) {
             self.presence(thing, true, "connected", now_us).await?;
         }
         Ok(())
+    }
+
+    /// A session that speaks for the thing came, or hears more than before: what waits for the thing may get through.
+    pub fn came(&self, thing: &Thing) {
+        self.devices.sign(thing, Sign::Came);
     }
 
     /// The session that spoke for the thing is gone; says so on the bus unless another took over.

@@ -25,6 +25,7 @@ pub mod pull;
 pub mod receive;
 pub mod record;
 pub mod relay;
+pub mod shadow;
 pub mod signing;
 pub mod sim;
 pub mod stream;

@@ -47,6 +47,20 @@ impl Model {
         Ok(checked)
     }
 
+    /// Values a thing is to have some day, by property name or spelling: held to the same as
+    /// [`check_write`](Self::check_write), but the result has the model's names and values, not the device's.
+    pub fn check_desired(&self, values: &[(String, Value)]) -> Result<Vec<(Arc<str>, Value)>, Mismatch> {
+        self.check_write(values)?;
+        let desired = |(name, value): &(String, Value)| match self.property(name) {
+            None => Ok((Arc::from(name.as_str()), value.clone())),
+            Some(property) => {
+                let value = self.fit(&property.shape, value, &format!("property `{}`", property.name))?;
+                Ok((Arc::clone(&property.name), value))
+            }
+        };
+        values.iter().map(desired).collect()
+    }
+
     /// Names of properties to read; the result has the device's spellings.
     pub fn check_read(&self, names: &[String]) -> Result<Vec<String>, Mismatch> {
         self.check_count(names.len())?;

@@ -329,3 +329,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_a_thing_is_to_have_is_held_to_the_same_and_keeps_the_models_names() {
+    let relay = shipped("relay-switch");
+    let wish = |name: &str, value: Value| relay.check_desired(&[(name.to_owned(), value)]);
+    assert_eq!(wish("relay", Value::Bool(true)), Ok(vec![(Arc::from("on"), Value::Bool(true))]));
+    assert!(matches!(wish("on", Value::Text("perhaps".to_owned())), Err(Mismatch::WrongType { .. })));
+    assert!(matches!(wish("power", Value::Int(3)), Err(Mismatch::ReadOnly { .. })));
+    assert!(matches!(wish("colour", Value::Int(3)), Err(Mismatch::Unknown { .. })));
+    let open = shipped("generic");
+    assert_eq!(open.check_desired(&[("x".to_owned(), Value::Int(3))]), Ok(vec![(Arc::from("x"), Value::Int(3))]));
+}

@@ -74,12 +74,13 @@ pub struct Reply {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Failure {
-    /// 1 offline, 2 silent, 3 unsupported, 4 refused, 5 device, 6 busy.
+    /// 1 offline, 2 silent, 3 unsupported, 4 refused, 5 device, 6 busy, 7 waiting (not the end: another reply follows),
+    /// 8 expired, 9 given up.
     #[prost(uint32, tag = "1")]
     pub kind: u32,
     #[prost(string, tag = "2")]
     pub text: ::prost::alloc::string::String,
-    /// How long the device was waited for, nanoseconds (kind 2).
+    /// How long the device was waited for (kinds 2, 8) or will be at most (kind 7), nanoseconds.
     #[prost(uint64, tag = "3")]
     pub waited_ns: u64,
 }

@@ -33,7 +33,9 @@ pub fn message_json(message: &Message) -> Json {
             ("event", json!({ "name": name.as_ref(), "level": word(level), "data": Json::from(data) }))
         }
         Body::Reply { id, outcome: Ok(value) } => ("reply", json!({ "id": id, "value": Json::from(value) })),
-        Body::Reply { id, outcome: Err(failure) } => ("reply", json!({ "id": id, "error": failure.to_string() })),
+        Body::Reply { id, outcome: Err(failure) } => {
+            ("reply", json!({ "id": id, "error": failure.to_string(), "failure": failure.word() }))
+        }
         Body::Presence { online, reason } => ("presence", json!({ "online": online, "reason": reason })),
         Body::Gap { class, first, last, reason } => {
             ("gap", json!({ "class": class.topic(), "first": first, "last": last, "reason": reason }))

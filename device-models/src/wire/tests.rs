@@ -88,6 +88,9 @@ fn outcome() -> impl Strategy<Value = Outcome> {
         ".{0,6}".prop_map(|text| Err(Failure::Unsupported(text))),
         ".{0,6}".prop_map(|text| Err(Failure::Refused(text))),
         ".{0,6}".prop_map(|text| Err(Failure::Device(text))),
+        ".{0,6}".prop_map(|text| Err(Failure::GivenUp(text))),
+        (0u64..1 << 40).prop_map(|ns| Err(Failure::Waiting(Duration::from_nanos(ns)))),
+        (0u64..1 << 40).prop_map(|ns| Err(Failure::Expired(Duration::from_nanos(ns)))),
     ]
 }
 

@@ -208,6 +208,9 @@ fn to_failure(failure: &Failure) -> pb::Failure {
         Failure::Refused(text) => (4, text.as_str(), Duration::ZERO),
         Failure::Device(text) => (5, text.as_str(), Duration::ZERO),
         Failure::Busy => (6, "", Duration::ZERO),
+        Failure::Waiting(most) => (7, "", *most),
+        Failure::Expired(most) => (8, "", *most),
+        Failure::GivenUp(text) => (9, text.as_str(), Duration::ZERO),
     };
     pb::Failure { kind, text: text.to_owned(), waited_ns: u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX) }
 }
@@ -220,6 +223,9 @@ fn from_failure(failure: pb::Failure) -> Result<Failure, WireError> {
         4 => Failure::Refused(failure.text),
         5 => Failure::Device(failure.text),
         6 => Failure::Busy,
+        7 => Failure::Waiting(Duration::from_nanos(failure.waited_ns)),
+        8 => Failure::Expired(Duration::from_nanos(failure.waited_ns)),
+        9 => Failure::GivenUp(failure.text),
         number => return Err(WireError::Number { what: "failure", number }),
     })
 }

@@ -1,13 +1,14 @@
 //! The console: status page, API, live feed, metrics, health; the one owner of axum.
 //!
 //! `parts.rs` what it is given; `guard.rs` who may; `door.rs` connections and their deadlines; `api.rs` the routes,
-//! `streams.rs` those of streams; `webrtc.rs` WHEP and WHIP; `live.rs` the live feed; `page.rs` the page's files;
+//! `orders.rs` those to things, `streams.rs` those of streams; `webrtc.rs` WHEP and WHIP; `live.rs` the live feed; `page.rs` the page's files;
 //! `wiring.rs` the views read off the gateway's parts. Must not be in here: anything that decides for the gateway.
 
 mod api;
 mod door;
 mod guard;
 mod live;
+mod orders;
 mod page;
 pub mod parts;
 mod problem;

@@ -14,6 +14,7 @@ use tokio::sync::broadcast;
 
 use crate::metrics::Metrics;
 use crate::record::{RecordInfo, Recorder};
+use crate::shadow::Shadows;
 use crate::stream::ViewerInfo;
 use crate::webrtc::Webrtc;
 
@@ -55,6 +56,8 @@ pub struct Parts {
     pub store: Read<StoreView>,
     pub live: Read<broadcast::Receiver<Arc<Message>>>,
     pub order: SendOrder,
+    /// What waits for things.
+    pub shadows: Option<Shadows>,
     /// What is kept of streams on disk, if any rule keeps some.
     pub recorder: Option<Recorder>,
     /// Where browsers' offers go; `None`: no WebRTC here.

@@ -31,6 +31,9 @@ impl Problem {
             Failure::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Failure::Device(_) => StatusCode::BAD_GATEWAY,
             Failure::Busy => StatusCode::TOO_MANY_REQUESTS,
+            Failure::Waiting(_) => StatusCode::ACCEPTED,
+            Failure::Expired(_) => StatusCode::GATEWAY_TIMEOUT,
+            Failure::GivenUp(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::new(status, failure.to_string())
     }

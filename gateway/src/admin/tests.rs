@@ -84,6 +84,7 @@ async fn start_console(token: Option<&str>) -> Running {
                 if silent { Err(Failure::Silent(Duration::from_secs(1))) } else { Ok(Value::Bool(true)) }
             })
         }),
+        shadows: None,
         webrtc: None,
         ready: Box::new(|| Ok(())),
     };

@@ -58,6 +58,7 @@ impl Parts {
                 let devices = orders.clone();
                 Box::pin(async move { devices.order(&thing, &id, order, patience).await })
             }),
+            shadows: None,
             webrtc,
             ready: Box::new(move || match ready.stat().failures {
                 0 => Ok(()),

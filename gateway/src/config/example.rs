@@ -47,6 +47,7 @@ mod tests {
             include_str!("media.rs"),
             include_str!("outlet.rs"),
             include_str!("rules.rs"),
+            include_str!("shadow.rs"),
             include_str!("store.rs"),
             include_str!("upstream.rs"),
         ]

@@ -13,8 +13,8 @@ use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 use super::problem::{Place, Places, Problem, Problems};
 use super::{
-    Adapter, Admin, Alarm, Broker, Config, Credential, Device, Gateway, Hls, Hooks, Pull, Record, Relay, Rule, Store,
-    Stream, Upstream, Webrtc,
+    Adapter, Admin, Alarm, Broker, Config, Credential, Device, Gateway, Hls, Hooks, Pull, Record, Relay, Rule, Shadow,
+    Store, Stream, Upstream, Webrtc,
 };
 
 /// Bytes of one file: a configuration is not data.
@@ -24,7 +24,7 @@ const TABLE_ERRORS_MAX: usize = 64;
 /// Files in `conf.d`.
 const FILES_MAX: usize = 256;
 
-const TABLES: &[&str] = &["gateway", "store", "admin", "broker", "stream", "webrtc", "hls", "hooks"];
+const TABLES: &[&str] = &["gateway", "store", "shadow", "admin", "broker", "stream", "webrtc", "hls", "hooks"];
 const LISTS: &[&str] = &["adapter", "device", "credential", "upstream", "relay", "pull", "record", "rule", "alarm"];
 
 /// A configuration and where each of its keys stands.
@@ -157,6 +157,7 @@ impl Reader {
         let found = match section {
             "gateway" => errors::<Gateway>(value),
             "store" => errors::<Store>(value),
+            "shadow" => errors::<Shadow>(value),
             "admin" => errors::<Admin>(value),
             "broker" => errors::<Broker>(value),
             "stream" => errors::<Stream>(value),

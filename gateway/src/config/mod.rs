@@ -11,6 +11,7 @@ mod outlet;
 pub mod plan;
 pub mod problem;
 mod rules;
+mod shadow;
 mod store;
 mod upstream;
 
@@ -21,6 +22,7 @@ use serde::Deserialize;
 pub use self::media::{AudioRule, Hls, Pull, PullTransport, PullWhen, Stream, UnplayableAudio, Webrtc};
 pub use self::outlet::{AlarmEvent, Format, OverBudget, Record, Relay, When};
 pub use self::rules::{Alarm, Reporting, Rule, Take};
+pub use self::shadow::Shadow;
 pub use self::store::{SharePercent, Store, TtlHours};
 pub use self::upstream::{
     Acknowledge, Alink, Compression, Dialect, Filter, MinQuality, MqttVersion, Order, Sasl, Sparkplug, Upstream,
@@ -32,6 +34,7 @@ pub use self::upstream::{
 pub struct Config {
     pub gateway: Gateway,
     pub store: Store,
+    pub shadow: Shadow,
     pub admin: Admin,
     pub broker: Broker,
     pub stream: Stream,

@@ -75,14 +75,18 @@ impl Check<'_> {
     }
 
     fn ranges(&mut self) {
-        let Config { store, broker, stream, hls, gateway, .. } = self.config;
-        let ranges: [(&str, u64, std::ops::RangeInclusive<u64>, &str); 29] = [
+        let Config { store, shadow, broker, stream, hls, gateway, .. } = self.config;
+        let ranges: [(&str, u64, std::ops::RangeInclusive<u64>, &str); 33] = [
             ("gateway.memory_mib", gateway.memory_mib, 0..=65_536, "MiB"),
             ("store.commit_ms", store.commit_ms, 0..=1_000, "ms"),
             ("store.commit_kib", store.commit_kib, 4..=4_096, "KiB"),
             ("store.cap_mib", store.cap_mib, 8..=1_048_576, "MiB"),
             ("store.segment_mib", store.segment_mib, 1..=64, "MiB"),
             ("store.free_min_mib", store.free_min_mib, 0..=1_048_576, "MiB"),
+            ("shadow.command_expiry_seconds", shadow.command_expiry_seconds, 0..=2_592_000, "seconds"),
+            ("shadow.commands_max", shadow.commands_max as u64, 1..=100_000, "commands"),
+            ("shadow.commands_per_thing_max", shadow.commands_per_thing_max as u64, 1..=100_000, "commands"),
+            ("shadow.memory_mib", shadow.memory_mib, 1..=256, "MiB"),
             ("broker.sessions_max", broker.sessions_max as u64, 1..=100_000, "sessions"),
             ("broker.queue_kib", broker.queue_kib, 1..=65_536, "KiB"),
             ("broker.queues_mib", broker.queues_mib, 1..=4_096, "MiB"),
@@ -522,11 +526,12 @@ impl Check<'_> {
 
     /// The sum of all memory budgets must fit the box.
     fn memory(&mut self) {
-        let Config { broker, stream, hls, gateway, .. } = self.config;
+        let Config { broker, shadow, stream, hls, gateway, .. } = self.config;
         let allowed = if gateway.memory_mib > 0 { gateway.memory_mib } else { machine_mib() / 2 };
         // Streams share what all of them together may take; a source is counted with its usual GOP, not its cap.
         let parts = [
             ("base", 32),
+            ("shadow.memory_mib", shadow.memory_mib),
             ("broker.queues_mib", broker.queues_mib),
             ("broker.retained_mib", broker.retained_mib),
             ("stream.viewers_max x 2 KiB", stream.viewers_max as u64 * 2 / 1_024),

@@ -15,7 +15,17 @@ use crate::clock;
 const IN_FLIGHT_MAX: usize = 1_000;
 const PER_THING_MAX: usize = 16;
 /// Bytes of a command's id.
-const ID_LEN_MAX: usize = 128;
+pub const ID_LEN_MAX: usize = 128;
+
+/// What became of an order that may be tried again.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Delivery {
+    /// It was handed to the device's session; the reply is on the bus, under this number of the control class if it could
+    /// be kept.
+    Ended(Outcome, Option<u64>),
+    /// It was not sent, and the device has heard nothing of it. Nothing is on the bus.
+    NotSent(Failure),
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Orders {
@@ -25,7 +35,9 @@ pub(super) struct Orders {
 #[derive(Debug)]
 struct Waiting {
     thing: Arc<str>,
-    answer: oneshot::Sender<Outcome>,
+    answer: oneshot::Sender<(Outcome, Option<u64>)>,
+    /// A session that cannot say it leaves it to the one who asked: it may be tried again.
+    again: bool,
 }
 
 impl Devices {
@@ -37,23 +49,46 @@ impl Devices {
             self.record(thing, "", id, &outcome).await;
             return outcome;
         };
-        let (outcome, recorded) = match self.send(&found, id, order, patience) {
-            Err(failure) => (Err(failure), false),
-            Ok(answer) => match tokio::time::timeout(patience, answer).await {
-                Ok(Ok(outcome)) => (outcome, true),
-                Ok(Err(_)) => (Err(Failure::Offline), false),
-                Err(_) => (Err(Failure::Silent(patience)), false),
-            },
-        };
-        if !recorded {
-            self.forget(id, &found.id);
-            self.record(&found.id, found.model.name(), id, &outcome).await;
+        match self.hand_over(&found, id, order, patience, false).await {
+            Delivery::Ended(outcome, _) => outcome,
+            Delivery::NotSent(failure) => {
+                let outcome = Err(failure);
+                self.record(&found.id, found.model.name(), id, &outcome).await;
+                outcome
+            }
         }
-        outcome
     }
 
-    /// Hands a device's answer to whoever waits for it; false when nobody does (any more).
-    pub fn answered(&self, thing: &str, id: &str, outcome: Outcome) -> bool {
+    /// The same for an order that can be tried another time: what was not sent is not told.
+    pub async fn deliver(&self, thing: &Arc<Thing>, id: &str, order: Order, patience: Duration) -> Delivery {
+        self.hand_over(thing, id, order, patience, true).await
+    }
+
+    async fn hand_over(&self, thing: &Arc<Thing>, id: &str, order: Order, patience: Duration, again: bool) -> Delivery {
+        let answer = match self.send(thing, id, order, patience, again) {
+            Ok(answer) => answer,
+            Err(failure) => return Delivery::NotSent(failure),
+        };
+        let outcome = match tokio::time::timeout(patience, answer).await {
+            Ok(Ok((Err(failure), _))) if again && is_unsent(&failure) => return Delivery::NotSent(failure),
+            Ok(Ok((outcome, seq))) => return Delivery::Ended(outcome, seq),
+            Ok(Err(_)) if again => Err(Failure::GivenUp(CUT_OFF.to_owned())),
+            Ok(Err(_)) => Err(Failure::Offline),
+            Err(_) => Err(Failure::Silent(patience)),
+        };
+        self.forget(id, &thing.id);
+        let seq = self.record(&thing.id, thing.model.name(), id, &outcome).await;
+        Delivery::Ended(outcome, seq)
+    }
+
+    /// Puts a reply on the bus for a command whose way ends (or pauses) here; its number in the control class.
+    pub async fn tell(&self, thing: &str, id: &str, outcome: &Outcome) -> Option<u64> {
+        let model = self.by_id(thing).map(|t| t.model.name().to_string()).unwrap_or_default();
+        self.record(thing, &model, id, outcome).await
+    }
+
+    /// Hands a device's answer, on the bus under this number, to whoever waits for it; false when nobody does (any more).
+    pub fn answered(&self, thing: &str, id: &str, outcome: Outcome, seq: Option<u64>) -> bool {
         let waiting = {
             let mut waiting = self.waiting();
             match waiting.get(id) {
@@ -61,15 +96,19 @@ impl Devices {
                 _ => None,
             }
         };
-        waiting.is_some_and(|w| w.answer.send(outcome).is_ok())
+        waiting.is_some_and(|w| w.answer.send((outcome, seq)).is_ok())
     }
 
     /// A session's own answer to a command (not a device's report): delivered, and put on the bus.
     pub async fn session_answered(&self, id: &str, outcome: Outcome) {
         let Some(waiting) = self.waiting().remove(id) else { return };
+        if waiting.again && outcome.as_ref().is_err_and(is_unsent) {
+            drop(waiting.answer.send((outcome, None)));
+            return;
+        }
         let model = self.by_id(&waiting.thing).map(|t| t.model.name().to_string()).unwrap_or_default();
-        self.record(&waiting.thing, &model, id, &outcome).await;
-        drop(waiting.answer.send(outcome));
+        let seq = self.record(&waiting.thing, &model, id, &outcome).await;
+        drop(waiting.answer.send((outcome, seq)));
     }
 
     /// Every command that waits for this thing ends: its session is gone.
@@ -83,7 +122,8 @@ impl Devices {
         id: &str,
         order: Order,
         patience: Duration,
-    ) -> Result<oneshot::Receiver<Outcome>, Failure> {
+        again: bool,
+    ) -> Result<oneshot::Receiver<(Outcome, Option<u64>)>, Failure> {
         if id.is_empty() || id.len() > ID_LEN_MAX {
             return Err(Failure::Refused(format!("a command's id has 1 to {ID_LEN_MAX} bytes")));
         }
@@ -106,7 +146,7 @@ impl Devices {
             if waiting.len() >= IN_FLIGHT_MAX || for_thing >= PER_THING_MAX {
                 return Err(Failure::Busy);
             }
-            waiting.insert(id.to_owned(), Waiting { thing: Arc::clone(&thing.id), answer: sender });
+            waiting.insert(id.to_owned(), Waiting { thing: Arc::clone(&thing.id), answer: sender, again });
         }
         if let Err(error) = route.commands.try_send(Box::new(command)) {
             self.waiting().remove(id);
@@ -118,7 +158,7 @@ impl Devices {
         Ok(receiver)
     }
 
-    async fn record(&self, thing: &str, model: &str, id: &str, outcome: &Outcome) {
+    async fn record(&self, thing: &str, model: &str, id: &str, outcome: &Outcome) -> Option<u64> {
         let now = clock::now_us();
         let message = Message {
             thing: Arc::from(thing),
@@ -127,9 +167,14 @@ impl Devices {
             received_us: now,
             body: Body::Reply { id: id.to_owned(), outcome: outcome.clone() },
         };
-        if let Err(error) = self.inner.bus.append(Class::Control, &wire::encode_message(&message)).await {
-            warn!(thing, id, %error, "a reply could not be stored");
-        }
+        let appended = self.inner.bus.append(Class::Control, &wire::encode_message(&message)).await;
+        appended.inspect_err(|error| warn!(thing, id, %error, "a reply could not be stored")).ok()
+    }
+
+    /// Resolves when the control class is on disk up to this number.
+    pub async fn told(&self, seq: u64) {
+        // One that could not be written is named by a gap: it is as said as it can be.
+        drop(self.inner.bus.settled(Class::Control, seq).await);
     }
 
     fn forget(&self, id: &str, thing: &Arc<str>) {
@@ -142,4 +187,12 @@ impl Devices {
     fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<String, Waiting>> {
         self.inner.orders.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Why nobody knows how a command ended whose connection went with it.
+const CUT_OFF: &str = "the connection ended after the command was handed to it; whether the device has it is not known";
+
+/// Whether a session's own answer says that nothing went out: it could not say it, or had no room.
+const fn is_unsent(failure: &Failure) -> bool {
+    matches!(failure, Failure::Unsupported(_) | Failure::Busy)
 }

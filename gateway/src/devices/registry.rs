@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
+use super::awaited::{Awaited, Flag};
 use super::catalog::{Catalog, CatalogThing};
 use super::orders::Orders;
 use super::state::{Latest, Route, RouteId, State, ThingState};
@@ -56,6 +57,7 @@ pub struct Thing {
     pub adapter: Option<Arc<str>>,
     pub alias: u32,
     registered_itself: bool,
+    pub(super) awaited: Flag,
     state: Mutex<State>,
 }
 
@@ -109,6 +111,17 @@ impl Thing {
         ours
     }
 
+    /// Whether an order could be sent to it now.
+    pub fn is_reachable(&self) -> bool {
+        self.state().route.is_some()
+    }
+
+    /// The newest values of these properties, as far as it has said any.
+    pub fn latest_of<'n>(&self, names: impl Iterator<Item = &'n Arc<str>>) -> BTreeMap<Arc<str>, Latest> {
+        let state = self.state();
+        names.filter_map(|name| Some((Arc::clone(name), state.latest.get(name)?.clone()))).collect()
+    }
+
     pub(super) fn route(&self) -> Option<Route> {
         self.state().route.clone()
     }
@@ -128,6 +141,7 @@ pub(super) struct Inner {
     keyed: Keyed,
     pub(super) bus: Bus,
     pub(super) orders: Orders,
+    pub(super) awaited: Awaited,
 }
 
 #[derive(Debug, Default)]
@@ -180,6 +194,7 @@ impl Devices {
                 keyed,
                 bus,
                 orders: Orders::default(),
+                awaited: Awaited::default(),
             }),
         };
         for declared in declared {
@@ -249,6 +264,7 @@ impl Devices {
             adapter: adapter.map(Arc::from),
             alias,
             registered_itself,
+            awaited: Flag::default(),
             state: Mutex::new(state),
         });
         index.by_id.insert(Arc::clone(&thing.id), Arc::clone(&thing));

@@ -59,6 +59,12 @@ figures! {
     LeftOut "left_out_total" Counter ["upstream", "reason"] "Values and messages that an upstream's dialect has no words for, by reason; docs/dialects.md says which";
     Filtered "filtered_total" Counter ["upstream"] "Messages that the upstream's filter does not want";
     Commands "commands_total" Counter ["result"] "Commands to things, by how they ended";
+    CommandsWaiting "commands_waiting" SampledGauge [] "Commands that wait for their thing";
+    CommandsWaitingMax "commands_waiting_max" SampledGauge [] "Commands that may wait (shadow.commands_max)";
+    CommandsWaitingOldest "commands_waiting_oldest_seconds" SampledGauge [] "How long the oldest waiting command has waited; 0 without one";
+    CommandsWaited "commands_waited_total" Counter ["result"] "Waiting commands by how it ended: delivered, expired, cancelled, refused (a limit, the model), unknown (handed over before a restart)";
+    Shadows "shadows" SampledGauge [] "Things with desired values";
+    ShadowBytes "shadow_bytes" SampledGauge [] "Bytes of desired values and waiting commands, of shadow.memory_mib";
     CommandSeconds "command_duration_seconds" Histogram ["result"] "Time from an order to its outcome";
     LinkUp "link_up" Gauge ["upstream"] "1 while the upstream is connected";
     Unanswered "unanswered_total" Counter ["upstream"] "Times that a receiver did not acknowledge in time, so that everything went again";

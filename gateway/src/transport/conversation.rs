@@ -427,6 +427,7 @@ impl Conversation {
         if let Err(refusal) = self.services.intake.arrive(&thing, &line.route, clock::now_us()).await {
             debug!(%device, %refusal, "could not say that a device came online");
         }
+        self.services.intake.came(&thing);
     }
 
     async fn report(&mut self, ticket: Option<Ticket>, by: &Identity, report: Report) {

@@ -14,7 +14,7 @@ use device_models::{Class, Message};
 
 use super::alink::Alink;
 pub(super) use super::destination::{Origin, Publication};
-use super::down::{Command, Malformed};
+use super::down::{Change, Command, Malformed};
 use super::homeassistant::HomeAssistant;
 use super::jetlinks::JetLinks;
 use super::json::Json;
@@ -125,6 +125,10 @@ pub(super) enum Heard {
     },
     /// A consumer has these messages.
     Received(Receipt),
+    /// A command that may wait for its thing: so long at most, or as long as is usual.
+    Patient { thing: String, command: Command, wait: Option<Duration> },
+    /// What the thing is to have.
+    Shadow { thing: String, change: Change },
     /// The platform has started anew: every thing is to be introduced again.
     Introduce,
     /// The platform is to be told something.

@@ -1,8 +1,10 @@
 //! Commands from upstream: JSON on `sg/v1/GATEWAY/down/THING`, an order to the thing, its reply on the bus.
 //!
 //! One of `{"id": "7", "write": {"on": true}}`, `{"id": "7", "read": ["power"]}`,
-//! `{"id": "7", "invoke": "reset", "input": {}}`, each with `"timeout_ms"` if ten seconds are not right. The session at the
-//! broker is a clean one, so nothing is delivered a second time: a command is carried out at most once.
+//! `{"id": "7", "invoke": "reset", "input": {}}`, each with `"timeout_ms"` if ten seconds are not right, and `"wait_ms"` if
+//! it is to wait for a thing that is not connected for longer or shorter than is usual. Or
+//! `{"id": "7", "shadow": {"desired": {"on": true}, "version": 3}}`, answered with the shadow. The session at the broker is
+//! a clean one, so nothing is delivered a second time: a command is carried out at most once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use super::things::Things;
 use crate::bus::Bus;
 use crate::clock;
 use crate::metrics::Metrics;
+use crate::shadow::{Patch, ShadowError, WAIT_MAX};
 use crate::threads::Tasks;
 
 /// Commands of one upstream under way at a time.
@@ -46,7 +49,30 @@ struct Wanted {
     read: Option<Vec<String>>,
     invoke: Option<String>,
     input: Option<Value>,
+    shadow: Option<Patch>,
     timeout_ms: Option<u64>,
+    wait_ms: Option<u64>,
+}
+
+/// What is wanted of a thing in our own words.
+#[derive(Debug, PartialEq)]
+pub(super) enum Wish {
+    /// An order, and how long it may wait for its thing, unless as usual.
+    Order {
+        command: Command,
+        wait: Option<Duration>,
+    },
+    Shadow(Change),
+}
+
+/// A change of what a thing is to have.
+#[derive(Debug, PartialEq)]
+pub(super) struct Change {
+    /// What the reply on the bus will carry.
+    pub id: String,
+    pub patch: Patch,
+    /// Written once even where the thing seems to have it.
+    pub insist: bool,
 }
 
 /// An order to a thing.
@@ -72,8 +98,47 @@ impl Down {
         Self { things, bus, tasks, metrics, slots: Arc::new(Semaphore::new(COMMANDS_MAX)) }
     }
 
-    /// Starts to carry out what arrived for `thing`. Never waits.
+    /// Starts to carry out what arrived for `thing`, which does not wait for a thing that is away. Never waits.
     pub(super) fn take(&self, thing: &str, command: Result<Command, Malformed>) {
+        self.spawn(thing, move |down, thing| async move {
+            match command {
+                Ok(Command { id, order, patience }) => down.things.order(&thing, &id, order, patience).await,
+                Err(Malformed { id, reason }) => down.refuse(&thing, id, reason).await,
+            }
+        });
+    }
+
+    /// The same for an order that may wait for its thing. What is kept takes none of the slots.
+    pub(super) fn take_patient(&self, thing: &str, command: Command, wait: Option<Duration>) {
+        let Command { id, order, patience } = &command;
+        match self.things.defer(thing, id, order, *patience, wait) {
+            Ok(true) => {}
+            // A thing that is not there is refused in the words of every order to it.
+            Ok(false) | Err(ShadowError::NoThing(_)) => self.take(thing, Ok(command)),
+            Err(error) => self.take(thing, Err(Malformed { id: command.id, reason: error.to_string() })),
+        }
+    }
+
+    /// Changes what the thing is to have.
+    pub(super) fn change(&self, thing: &str, change: Change) {
+        self.spawn(thing, move |down, thing| async move {
+            let Change { id, patch, insist } = change;
+            match down.things.change(&thing, &patch, insist).await {
+                Ok(shadow) => {
+                    let outcome = Ok(shadow);
+                    down.reply(&thing, id, outcome.clone()).await;
+                    outcome
+                }
+                Err(error) => down.refuse(&thing, id, error.to_string()).await,
+            }
+        });
+    }
+
+    fn spawn<F: Future<Output = Outcome> + Send>(
+        &self,
+        thing: &str,
+        work: impl FnOnce(Self, String) -> F + Send + 'static,
+    ) {
         // The slot is for everything: also a refusal waits for the bus.
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
             self.metrics.command(word(&Err(Failure::Busy)), Duration::ZERO);
@@ -83,17 +148,17 @@ impl Down {
         let (down, thing) = (self.clone(), thing.to_owned());
         self.tasks.spawn("upstream command", async move {
             let started = Instant::now();
-            let outcome = match command {
-                Ok(Command { id, order, patience }) => down.things.order(&thing, &id, order, patience).await,
-                Err(Malformed { id, reason }) => {
-                    let outcome = Err(Failure::Refused(reason));
-                    down.reply(&thing, id, outcome.clone()).await;
-                    outcome
-                }
-            };
-            down.metrics.command(word(&outcome), started.elapsed());
+            let metrics = down.metrics.clone();
+            let outcome = work(down, thing).await;
+            metrics.command(word(&outcome), started.elapsed());
             drop(slot);
         });
+    }
+
+    async fn refuse(&self, thing: &str, id: String, reason: String) -> Outcome {
+        let outcome = Err(Failure::Refused(reason));
+        self.reply(thing, id, outcome.clone()).await;
+        outcome
     }
 
     /// Puts a reply of our own on the bus.
@@ -112,8 +177,8 @@ impl Down {
     }
 }
 
-/// A command in our own words; see above.
-pub(super) fn parse(payload: &[u8]) -> Result<Command, Malformed> {
+/// What is wanted in our own words; see above.
+pub(super) fn parse(payload: &[u8]) -> Result<Wish, Malformed> {
     let wrong = |id: &str, reason: String| Malformed { id: id.to_owned(), reason };
     if payload.len() > COMMAND_BYTES_MAX {
         return Err(wrong("", format!("a command has at most {COMMAND_BYTES_MAX} bytes, this has {}", payload.len())));
@@ -122,34 +187,37 @@ pub(super) fn parse(payload: &[u8]) -> Result<Command, Malformed> {
         let json: serde_json::Value = serde_json::from_slice(payload).unwrap_or_default();
         wrong(json.get("id").and_then(serde_json::Value::as_str).unwrap_or_default(), error.to_string())
     })?;
-    let Wanted { id, write, read, invoke, input, timeout_ms } = wanted;
+    let Wanted { id, write, read, invoke, input, shadow, timeout_ms, wait_ms } = wanted;
     if input.is_some() && invoke.is_none() {
         return Err(wrong(&id, "`input` belongs to `invoke`".to_owned()));
     }
-    let order = match (write, read, invoke) {
-        (Some(write), None, None) => Order::Write(write.into_iter().collect()),
-        (None, Some(read), None) => Order::Read(read),
-        (None, None, Some(action)) => Order::Invoke { action, input: input.unwrap_or_default() },
-        _ => return Err(wrong(&id, "it takes one of `write`, `read` and `invoke`".to_owned())),
+    if shadow.is_some() && (timeout_ms.is_some() || wait_ms.is_some()) {
+        return Err(wrong(
+            &id,
+            "`shadow` takes no `timeout_ms` and no `wait_ms`: it holds until it is changed".to_owned(),
+        ));
+    }
+    let order = match (write, read, invoke, shadow) {
+        (Some(write), None, None, None) => Order::Write(write.into_iter().collect()),
+        (None, Some(read), None, None) => Order::Read(read),
+        (None, None, Some(action), None) => Order::Invoke { action, input: input.unwrap_or_default() },
+        (None, None, None, Some(patch)) => return Ok(Wish::Shadow(Change { id, patch, insist: false })),
+        _ => return Err(wrong(&id, "it takes one of `write`, `read`, `invoke` and `shadow`".to_owned())),
     };
     let patience = match timeout_ms {
         None => PATIENCE,
         Some(ms @ 1..=PATIENCE_MAX_MS) => Duration::from_millis(ms),
         Some(ms) => return Err(wrong(&id, format!("`timeout_ms` is 1 to {PATIENCE_MAX_MS}, not {ms}"))),
     };
-    Ok(Command { id, order, patience })
+    let wait_max_ms = u64::try_from(WAIT_MAX.as_millis()).unwrap_or(u64::MAX);
+    if let Some(ms) = wait_ms.filter(|ms| *ms > wait_max_ms) {
+        return Err(wrong(&id, format!("`wait_ms` is 0 to {wait_max_ms}, not {ms}")));
+    }
+    Ok(Wish::Order { command: Command { id, order, patience }, wait: wait_ms.map(Duration::from_millis) })
 }
 
-const fn word(outcome: &Outcome) -> &'static str {
-    match outcome {
-        Ok(_) => "ok",
-        Err(Failure::Offline) => "offline",
-        Err(Failure::Silent(_)) => "silent",
-        Err(Failure::Unsupported(_)) => "unsupported",
-        Err(Failure::Refused(_)) => "refused",
-        Err(Failure::Device(_)) => "device",
-        Err(Failure::Busy) => "busy",
-    }
+fn word(outcome: &Outcome) -> &'static str {
+    outcome.as_ref().map_or_else(Failure::word, |_| "ok")
 }
 
 #[cfg(test)]
@@ -158,7 +226,11 @@ mod tests {
 
     #[test]
     fn commands_read_as_documented() {
-        let ok = |text: &str| parse(text.as_bytes()).unwrap();
+        let order = |text: &str| match parse(text.as_bytes()) {
+            Ok(Wish::Order { command, wait }) => (command, wait),
+            other => panic!("{text}: {other:?}"),
+        };
+        let ok = |text: &str| order(text).0;
         let write = ok(r#"{"id": "7", "write": {"on": true}}"#);
         assert_eq!(write.order, Order::Write(vec![("on".to_owned(), Value::Bool(true))]));
         assert_eq!((write.id.as_str(), write.patience), ("7", PATIENCE));
@@ -166,6 +238,14 @@ mod tests {
         assert_eq!((read.order, read.patience), (Order::Read(vec!["power".to_owned()]), Duration::from_millis(500)));
         let invoke = ok(r#"{"id": "9", "invoke": "reset"}"#);
         assert_eq!(invoke.order, Order::Invoke { action: "reset".to_owned(), input: Value::Null });
+        let wait = |text: &str| order(text).1;
+        assert_eq!(wait(r#"{"id": "9", "read": ["power"]}"#), None);
+        assert_eq!(wait(r#"{"id": "9", "read": ["power"], "wait_ms": 1500}"#), Some(Duration::from_millis(1500)));
+        let Ok(Wish::Shadow(change)) = parse(br#"{"id": "10", "shadow": {"desired": {"on": null}, "version": 3}}"#)
+        else {
+            panic!("a shadow's change");
+        };
+        assert_eq!((change.id.as_str(), change.patch.version, change.patch.desired.len()), ("10", Some(3), 1));
     }
 
     #[test]
@@ -178,6 +258,10 @@ mod tests {
             (r#"{"id": "1", "read": [], "input": 3}"#, "1", "belongs to"),
             (r#"{"id": "1", "read": [], "timeout_ms": 0}"#, "1", "timeout_ms"),
             (r#"{"id": "1", "raed": []}"#, "1", "unknown field"),
+            (r#"{"id": "1", "read": [], "wait_ms": 9000000000}"#, "1", "wait_ms"),
+            (r#"{"id": "1", "shadow": {}, "wait_ms": 5}"#, "1", "holds until"),
+            (r#"{"id": "1", "shadow": {}, "read": []}"#, "1", "one of"),
+            (r#"{"id": "1", "shadow": {"desierd": {}}}"#, "1", "unknown field"),
         ] {
             let malformed = parse(text.as_bytes()).unwrap_err();
             assert_eq!(malformed.id, id, "{text}");

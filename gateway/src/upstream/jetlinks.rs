@@ -192,6 +192,9 @@ const fn code(failure: &Failure) -> &'static str {
         Failure::Refused(_) => "PARAMETER_ERROR",
         Failure::Device(_) => "UNKNOWN",
         Failure::Busy => "SYSTEM_ERROR",
+        Failure::Waiting(_) => "REQUEST_HANDLING",
+        Failure::Expired(_) => "CLIENT_OFFLINE",
+        Failure::GivenUp(_) => "UNKNOWN",
     }
 }
 

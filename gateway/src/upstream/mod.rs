@@ -52,7 +52,7 @@ use std::sync::Arc;
 
 pub use receipt::Receipt;
 pub use status::Status;
-pub use things::{Known, Things, names};
+pub use things::{Known, Later, Things, names};
 use tokio::sync::watch;
 use tracing::warn;
 

@@ -5,7 +5,7 @@ use device_models::wire::time_text;
 use serde_json::json;
 
 use super::dialect::{Heard, Run, Scope, Station};
-use super::down;
+use super::down::{self, Wish};
 
 pub(super) fn station(scope: Scope<'_>, run: Run) -> Station {
     let online = json!({
@@ -25,7 +25,14 @@ pub(super) fn filters(scope: Scope<'_>) -> Vec<String> {
 
 pub(super) fn hear(scope: Scope<'_>, topic: &str, payload: &[u8]) -> Heard {
     match topic.strip_prefix(&format!("sg/v1/{}/down/", scope.gateway)) {
-        Some(thing) => Heard::command(thing.to_owned(), down::parse(payload)),
+        Some(thing) => {
+            let thing = thing.to_owned();
+            match down::parse(payload) {
+                Ok(Wish::Order { command, wait }) => Heard::Patient { thing, command, wait },
+                Ok(Wish::Shadow(change)) => Heard::Shadow { thing, change },
+                Err(malformed) => Heard::command(thing, Err(malformed)),
+            }
+        }
         None => Heard::Nothing,
     }
 }

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use device_models::model::{Kind, Model};
 use device_models::wire::{Catalog, PropertyName};
-use device_models::{Order, Outcome};
+use device_models::{Order, Outcome, Value};
 
-use crate::devices::{CatalogThing, Devices, Latest};
+use crate::devices::{CatalogThing, Latest};
+use crate::shadow::{Patch, ShadowError, Shadows};
 
 /// A thing as it is introduced to a platform.
 #[derive(Debug, Clone)]
@@ -40,30 +41,47 @@ pub trait Things: Send + Sync {
     fn model(&self, thing: &str) -> Arc<str>;
 
     /// Sends an order to a thing and waits for its end, which is on the bus by then.
-    fn order<'a>(
-        &'a self,
-        thing: &'a str,
-        id: &'a str,
-        order: Order,
+    fn order<'a>(&'a self, thing: &'a str, id: &'a str, order: Order, patience: Duration) -> Later<'a, Outcome>;
+
+    /// Keeps an order for a thing that cannot be reached now, `wait` at most or as long as is usual here; true when it is
+    /// kept. Its replies go onto the bus by themselves.
+    fn defer(
+        &self,
+        thing: &str,
+        id: &str,
+        order: &Order,
         patience: Duration,
-    ) -> Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
+        wait: Option<Duration>,
+    ) -> Result<bool, ShadowError> {
+        let _ = (thing, id, order, patience, wait);
+        Ok(false)
+    }
+
+    /// Changes what a thing is to have; the shadow after it. `insist`: what changes is written once in any case.
+    fn change<'a>(&'a self, thing: &'a str, patch: &'a Patch, insist: bool) -> Later<'a, Result<Value, ShadowError>> {
+        let _ = (patch, insist);
+        Box::pin(async move { Err(ShadowError::NoThing(thing.to_owned())) })
+    }
 }
 
-// === impl Things for Devices ===
+/// What is ready later.
+pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-impl Things for Devices {
+// === impl Things for Shadows ===
+
+impl Things for Shadows {
     fn rev(&self) -> u32 {
-        Self::catalog(self).borrow().rev
+        self.devices().catalog().borrow().rev
     }
 
     fn catalog(&self) -> Catalog {
-        let list = Arc::clone(&Self::catalog(self).borrow());
+        let list = Arc::clone(&self.devices().catalog().borrow());
         names(list.rev, list.things.iter().map(|thing| (thing.alias, &thing.id, &*thing.model)))
     }
 
     fn known(&self) -> Vec<Known> {
-        let list = Arc::clone(&Self::catalog(self).borrow());
-        let online = |id: &str| self.by_id(id).is_some_and(|thing| thing.is_online());
+        let list = Arc::clone(&self.devices().catalog().borrow());
+        let online = |id: &str| self.devices().by_id(id).is_some_and(|thing| thing.is_online());
         let known = |thing: &CatalogThing| Known {
             id: Arc::clone(&thing.id),
             model: Arc::clone(&thing.model),
@@ -74,23 +92,36 @@ impl Things for Devices {
     }
 
     fn find(&self, id: &str) -> Option<Known> {
-        let thing = self.by_id(id)?;
+        let thing = self.devices().by_id(id)?;
         let (id, model) = (Arc::clone(&thing.id), Arc::clone(&thing.model));
         Some(Known { id, model, online: thing.is_online(), latest: thing.latest() })
     }
 
     fn model(&self, thing: &str) -> Arc<str> {
-        self.by_id(thing).map_or_else(|| Arc::from(""), |thing| Arc::clone(thing.model.name()))
+        self.devices().by_id(thing).map_or_else(|| Arc::from(""), |thing| Arc::clone(thing.model.name()))
     }
 
-    fn order<'a>(
-        &'a self,
-        thing: &'a str,
-        id: &'a str,
-        order: Order,
+    fn order<'a>(&'a self, thing: &'a str, id: &'a str, order: Order, patience: Duration) -> Later<'a, Outcome> {
+        Box::pin(self.devices().order(thing, id, order, patience))
+    }
+
+    fn defer(
+        &self,
+        thing: &str,
+        id: &str,
+        order: &Order,
         patience: Duration,
-    ) -> Pin<Box<dyn Future<Output = Outcome> + Send + 'a>> {
-        Box::pin(Self::order(self, thing, id, order, patience))
+        wait: Option<Duration>,
+    ) -> Result<bool, ShadowError> {
+        Ok(Self::defer(self, thing, id, order, patience, wait)?.is_some())
+    }
+
+    fn change<'a>(&'a self, thing: &'a str, patch: &'a Patch, insist: bool) -> Later<'a, Result<Value, ShadowError>> {
+        Box::pin(async move {
+            let view = Self::change(self, thing, patch, insist).await?;
+            let json = serde_json::to_value(view).map_err(|error| ShadowError::Store(error.to_string()))?;
+            Ok(Value::from(json))
+        })
     }
 }
 

@@ -10,8 +10,9 @@ use device_models::{Body, Message, Order, Outcome, Quality, Sample, Value};
 use serde_json::{Map, Value as Json, json};
 
 use super::dialect::{Dialect, Heard, Parcel, Publication, Run, Said, Scope, Station};
-use super::down::{COMMAND_BYTES_MAX, Command, Malformed, PATIENCE};
+use super::down::{COMMAND_BYTES_MAX, Change, Command, Malformed, PATIENCE};
 use super::things::Known;
+use crate::shadow::Patch;
 
 const CONNECT: &str = "v1/gateway/connect";
 const DISCONNECT: &str = "v1/gateway/disconnect";
@@ -148,7 +149,9 @@ fn note(scope: Scope<'_>, message: &Message) -> Option<Publication> {
                 let body = json!({ "device": thing, "id": id, "data": outcome });
                 return Some(Publication::json(RPC.to_owned(), &body));
             }
-            Some(Publication::json(ATTRIBUTES.to_owned(), &json!({ thing: { "lastWrite": outcome } })))
+            // That the wish is kept; the whole shadow is more than the platform asked for.
+            let kept = if outcome["success"] == true { json!({ "success": true }) } else { outcome };
+            Some(Publication::json(ATTRIBUTES.to_owned(), &json!({ thing: { "lastWrite": kept } })))
         }
         Body::Properties(_) | Body::Event { .. } => None,
     }
@@ -231,14 +234,22 @@ fn called(scope: Scope<'_>, device: &str, data: &Json) -> Heard {
     Heard::command(device.to_owned(), command)
 }
 
-/// Shared attributes are the platform's wishes for a device: they are written to the properties of their names.
+/// Shared attributes are the platform's wishes for a device: what its properties of their names are to be.
 fn shared(scope: Scope<'_>, device: &str, data: &Map<String, Json>, stamp: i64) -> Heard {
-    if data.is_empty() || data.contains_key("deleted") {
+    let desired: BTreeMap<String, Value> = match data.get("deleted") {
+        Some(Json::Array(names)) => {
+            names.iter().filter_map(|name| Some((name.as_str()?.to_owned(), Value::Null))).collect()
+        }
+        Some(_) => return Heard::Nothing,
+        None => data.iter().map(|(name, value)| (name.clone(), Value::from(value.clone()))).collect(),
+    };
+    if desired.is_empty() {
         return Heard::Nothing;
     }
     let id = scope.command_id(&format!("attributes:{stamp}"));
-    let command = Command { id, order: write(data.clone()), patience: PATIENCE };
-    Heard::command(device.to_owned(), Ok(command))
+    // A device need not report what it was told by a call: what changes is written in any case.
+    let change = Change { id, patch: Patch { desired, version: None }, insist: true };
+    Heard::Shadow { thing: device.to_owned(), change }
 }
 
 fn write(values: Map<String, Json>) -> Order {
@@ -316,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_and_shared_attributes_become_orders() {
+    fn calls_become_orders() {
         let call = |method: &str, params: &str| {
             let data = format!(r#"{{"id":7,"method":"{method}","params":{params}}}"#);
             order(&mut ThingsBoard, RPC, &format!(r#"{{"device":"meter-1","data":{data}}}"#))
@@ -327,9 +338,18 @@ mod tests {
         assert_eq!(call("read", r#"["power"]"#).1.order, Order::Read(vec!["power".to_owned()]));
         assert_eq!(call("read", r#""power""#).1.order, Order::Read(vec!["power".to_owned()]));
         assert_eq!(call("reset", "null").1.order, Order::Invoke { action: "reset".to_owned(), input: Value::Null });
-        let (_, command) = order(&mut ThingsBoard, ATTRIBUTES, r#"{"device":"meter-1","data":{"limit":5}}"#);
-        assert_eq!(command.id, "platform:attributes:7");
-        assert_eq!(command.order, Order::Write(vec![("limit".to_owned(), Value::Int(5))]));
+    }
+
+    #[test]
+    fn shared_attributes_are_what_a_thing_is_to_have() {
+        for (data, wanted) in [(r#"{"limit":5}"#, Value::Int(5)), (r#"{"deleted":["limit"]}"#, Value::Null)] {
+            let payload = format!(r#"{{"device":"meter-1","data":{data}}}"#);
+            let Heard::Shadow { thing, change } = hear(&mut ThingsBoard, ATTRIBUTES, &payload) else {
+                panic!("{payload} is a wish");
+            };
+            assert_eq!((thing.as_str(), change.id.as_str()), ("meter-1", "platform:attributes:7"));
+            assert_eq!(change.patch.desired, [("limit".to_owned(), wanted)].into());
+        }
     }
 
     #[test]
@@ -337,7 +357,6 @@ mod tests {
         for (topic, payload) in [
             (RPC, r#"{"device":"meter-1","id":7,"data":{"success":true}}"#),
             (ATTRIBUTES, r#"{"meter-1":{"lastWrite":{"success":true}}}"#),
-            (ATTRIBUTES, r#"{"device":"meter-1","data":{"deleted":["limit"]}}"#),
         ] {
             assert_eq!(hear(&mut ThingsBoard, topic, payload), Heard::Nothing, "{payload}");
         }

@@ -39,6 +39,7 @@ mod rtsp_in;
 mod rules;
 mod service;
 mod settings;
+mod shadow;
 mod sound;
 mod sparkplug;
 mod store;

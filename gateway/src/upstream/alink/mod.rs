@@ -457,9 +457,10 @@ const fn code(failure: &Failure) -> u32 {
         Failure::Refused(_) => 460,
         Failure::Busy => 429,
         Failure::Unsupported(_) => 400,
-        Failure::Offline => 100_001,
+        Failure::Offline | Failure::Waiting(_) | Failure::Expired(_) => 100_001,
         Failure::Silent(_) => 100_002,
         Failure::Device(_) => 100_003,
+        Failure::GivenUp(_) => 100_004,
     }
 }
 

@@ -62,6 +62,8 @@ impl Sender {
                 warn!(upstream = self.config.name, topic, reason, "the platform does not take it");
             }
             Heard::Leave(reason) => return Some(End::Left(reason)),
+            Heard::Patient { thing, command, wait } => self.down.take_patient(&thing, command, wait),
+            Heard::Shadow { thing, change } => self.down.change(&thing, change),
             Heard::Nothing => {}
             Heard::Unreadable(reason) => {
                 self.metrics.command("unreadable", Duration::ZERO);

@@ -342,7 +342,12 @@ impl MqttSession {
                 *reason = Reason::UNSPECIFIED;
             }
         }
+        let hears_more = reasons.iter().any(|reason| !reason.is_error());
         self.send(&Packet::SubAck(Outcomes { packet_id, reasons, properties: None }), out);
+        if hears_more {
+            // What waits for the device may get through now.
+            out.push(Output::Speaks { by: self.by.clone(), device: self.own.to_string(), product: None });
+        }
     }
 
     pub(super) fn unsubscribed(&mut self, ticket: Ticket, outcomes: &[bool], out: &mut Outbox) {
