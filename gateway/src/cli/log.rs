@@ -10,10 +10,13 @@ use std::time::{Duration, Instant};
 
 use tracing::callsite::Identifier;
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{DefaultFields, Format, FormatEvent, FormatFields, Writer};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Lines of one place in the code within a [`SPAN`]: a site that restarts says all of it, a flood is cut short.
 const LINES_MAX: u32 = 50;
@@ -22,24 +25,19 @@ const SPAN: Duration = Duration::from_secs(1);
 /// Logs go to the standard error; under systemd without time and colour, which the journal has.
 pub(super) fn start(filter: &str, quiet_by_default: bool) {
     let filter = if quiet_by_default && filter == "info" { "warn" } else { filter };
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    // It opens a span for every message: most of its cost, and nothing for an operator in it.
-    let filter = match "rumqttd=off".parse() {
-        Ok(off) => filter.add_directive(off),
-        Err(_) => filter,
-    };
-    // What it says, a line a connection, the upstream says once.
-    let filter = match "rskafka=off".parse() {
-        Ok(off) => filter.add_directive(off),
-        Err(_) => filter,
-    };
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter: Targets = filter.parse().unwrap_or_else(|_| Targets::new().with_default(LevelFilter::INFO));
+    // The one opens a span for every message: most of its cost, and nothing for an operator in it. What the other says, a
+    // line a connection, the upstream says once.
+    let filter = filter.with_target("rumqttd", LevelFilter::OFF).with_target("rskafka", LevelFilter::OFF);
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let format = Format::default().with_target(true);
-    if std::env::var_os("JOURNAL_STREAM").is_some() {
-        log.with_ansi(false).event_format(Limited::new(format.without_time())).init();
+    let log = if std::env::var_os("JOURNAL_STREAM").is_some() {
+        log.with_ansi(false).event_format(Limited::new(format.without_time())).boxed()
     } else {
-        log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).event_format(Limited::new(format)).init();
-    }
+        let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+        log.with_ansi(terminal).event_format(Limited::new(format)).boxed()
+    };
+    tracing_subscriber::registry().with(log.with_filter(filter)).init();
 }
 
 /// A format that leaves out what is too much.
