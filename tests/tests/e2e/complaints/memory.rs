@@ -1,7 +1,6 @@
 //! What streams and sessions leave behind: nothing.
 
 use std::net::Shutdown;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use protocols::media::{Container, Kind, Track, Unit};
 use sluicegate_tests::{Door, Gateway, Options, PATIENCE, Publisher, Viewer, wait_for};
@@ -42,7 +41,9 @@ impl Held {
     fn is_as(self, before: Self, percent: u64, more_kib: u64) {
         let most = before.rss_kib * (100 + percent) / 100 + more_kib;
         assert!(self.rss_kib <= most, "{self:?} after {before:?}: more than {percent} % more memory");
-        assert_eq!((self.threads, self.descriptors), (before.threads, before.descriptors), "threads and descriptors");
+        // Threads of blocking work come and go: fewer is well.
+        let more = self.threads > before.threads || self.descriptors > before.descriptors;
+        assert!(!more, "{self:?} after {before:?}: more threads or descriptors");
     }
 }
 
@@ -52,18 +53,14 @@ fn options() -> Options {
 
 /// Connects, publishes, plays by either door, leaves; as often as told, under the names that `name` gives.
 fn sessions(gateway: &Gateway, count: usize, name: impl Fn(usize) -> String + Sync) {
-    let media = gateway.options.media;
-    let next = AtomicUsize::new(0);
+    let (media, name) = (gateway.options.media, &name);
     std::thread::scope(|scope| {
-        for _ in 0..WORKERS {
-            scope.spawn(|| {
+        for worker in 0..WORKERS {
+            scope.spawn(move || {
                 let (_, units) = snippet(6);
-                loop {
-                    let at = next.fetch_add(1, Ordering::Relaxed);
-                    if at >= count {
-                        return;
-                    }
-                    session(media, &name(at), at, &units);
+                // Names that come again come again with the same worker: nobody takes over from another.
+                for at in (worker..count).step_by(WORKERS) {
+                    session(media, &name(at), at / WORKERS, &units);
                 }
             });
         }
