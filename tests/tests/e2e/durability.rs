@@ -207,6 +207,10 @@ fn kill(trouble: Trouble, kills: u32) {
             .map(|class| gateway.metric(&format!("sluicegate_backlog_messages{{upstream=\"up\",class=\"{class}\"}}")));
         (left == [0.0, 0.0]).then_some(())
     });
+    // The broker has all of it: what comes now comes to the consumer behind it.
+    let last = Counter::start(Language::Raw, "last", gateway.options.tcp);
+    receiver.until("a last report", Duration::from_secs(90), |message| message["thing"] == "last");
+    last.stop();
     gateway.stop();
     let (status, seen) = receiver.finish();
     let (counts, named) = (counts(&seen), named(&seen));
