@@ -125,18 +125,18 @@ fn av1_with_opus_goes_in_and_comes_out_by_rtsp() {
     command.args(["-c", "copy", "-strict", "experimental", "-f", "rtsp", "-rtsp_transport", "udp", &url]);
     let _publisher = Child::start(command.stdin(Stdio::null()).stdout(Stdio::null()));
     wait_live(&gateway, "live/in");
-    let packets = |input: &[&str], track: &str| -> Vec<String> {
+    let packets = |input: &[&str], count: &[&str]| -> Vec<String> {
         let bare = ["-c", "copy", "-bsf:v", "av1_metadata=td=remove", "-f", "framemd5", "-"];
-        let text = run_ok(&newer, &[&["-v", "error"], input, &["-map", track], &bare].concat());
+        let text = run_ok(&newer, &[&["-v", "error"], input, &["-map", "0:v"], count, &bare].concat());
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         lines.map(|line| line.split(',').skip(4).take(2).map(str::trim).collect::<Vec<_>>().join(" ")).collect()
     };
     let file = clip.display().to_string();
     for transport in ["tcp", "udp"] {
-        let got = packets(&["-rtsp_transport", transport, "-t", "1", "-i", &url], "0:v");
-        let sent = packets(&["-i", &file], "0:v");
+        let got = packets(&["-rtsp_transport", transport, "-i", &url], &["-frames:v", "15"]);
+        let sent = packets(&["-i", &file], &[]);
         let begin = sent.iter().position(|packet| *packet == got[0]).expect("a picture of the clip");
-        assert!(got.len() > 12 && sent[begin..].starts_with(&got), "{transport}: {} pictures", got.len());
+        assert!(got.len() == 15 && sent[begin..].starts_with(&got), "{transport}: {} pictures", got.len());
     }
     let (got, sent) = (viewer.join().unwrap(), Flv::read(&clip).frames());
     for track in [Track::Video, Track::Audio] {
@@ -168,7 +168,7 @@ fn gstreamer_pushes_over_the_connection_and_over_udp() {
     for (viewer, mut publisher, how) in talks {
         let got = viewer.join().unwrap();
         let video = same(&got, &sent, Track::Video, count(&sent, Track::Video) - 3, how);
-        // Sound begins where it arrives, and is moved beside the picture with the first report: once, and then it is right.
+        // Sound begins where it arrives, and is moved beside the picture with the first report, once, if it is off by more than 20 ms.
         let all =
             |units: &[Unit]| -> Vec<Unit> { units.iter().filter(|unit| unit.track == Track::Audio).cloned().collect() };
         let (got, sent) = (all(&got), all(&sent));
@@ -177,7 +177,7 @@ fn gstreamer_pushes_over_the_connection_and_over_udp() {
         assert!(pairs.len() > sent.len() - 25 && pairs.iter().all(|(got, sent)| got.data == sent.data), "{how}");
         let offsets: Vec<i64> = pairs.iter().map(|(got, sent)| (sent.pts_90k - got.pts_90k) / 90).collect();
         let late = &offsets[offsets.len() / 2 + 20..];
-        assert!(late.iter().all(|offset| (offset - video).abs() <= 5), "{how}: {video} {offsets:?}");
+        assert!(late.iter().all(|offset| (offset - video).abs() <= 22), "{how}: {video} {offsets:?}");
         publisher.wait(PATIENCE);
     }
     gateway.stop();
