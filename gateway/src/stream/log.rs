@@ -51,9 +51,7 @@ impl Log {
     /// Appends one tag; `true` when a block was sealed for it, which is the moment to think about what can go.
     pub(super) fn append(&mut self, mark: Mark, dts_90k: i64, tag: &[u8]) -> bool {
         let mut sealed = false;
-        // What is kept begins at a key frame: where that begins a block, nothing older is kept with it.
-        let begins = mark == Mark::Key && self.open.len() >= BLOCK_LEN / 4;
-        if begins || self.open.len() + tag.len() > self.open.capacity() {
+        if self.open.len() + tag.len() > self.open.capacity() {
             sealed = self.seal();
             self.open = Vec::with_capacity(tag.len().max(BLOCK_LEN));
         }
