@@ -27,7 +27,7 @@ pub enum Kind {
 
 macro_rules! figures {
     ($($figure:ident $name:literal $kind:ident [$($label:literal),*] $help:literal;)*) => {
-        /// The figures by name, for [`Metrics::add`] and [`Sample`].
+        /// The figures by name, for [`Metrics::add`](super::Metrics::add) and [`Sample`](super::Sample).
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Figure { $($figure,)* }
 
