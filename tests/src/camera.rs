@@ -20,7 +20,7 @@ pub fn clip(folder: &Path, ffmpeg: &str, seconds: u32, codecs: &str) -> PathBuf 
     let file = folder.join("clip.flv");
     shell(&format!(
         "{ffmpeg} -y -hide_banner -loglevel error -f lavfi -i testsrc2=s=320x180:r=25 -f lavfi -i sine=440:r=44100 \
-         -t {seconds} {codecs} -f flv {} 2>&1",
+         {codecs} -t {seconds} -f flv {} 2>&1",
         file.display()
     ));
     file
