@@ -5,7 +5,7 @@
 //! | `POST` or `PUT /things/DEVICE/properties` | reports properties: `{"temperature":21.5}`, `{"time":T,"properties":{…}}`, or an array of such objects |
 //! | `PUT` or `POST /things/DEVICE/properties/NAME` | reports one: `21.5` |
 //! | `POST /things/DEVICE/events/NAME` | reports an event; the body is its data, or `{"time":T,"data":…}` |
-//! | `GET /things/DEVICE/commands?wait=SECONDS` | waits for an order: `{"id":"c1","write":{…}}`, `"read":[…]`, `"invoke":"NAME","input":…`; 204 when none came |
+//! | `GET /things/DEVICE/commands?wait=SECONDS` | waits for an order: `{"id":"c1","write":{…}}`, `"read":[…]`, `"invoke":"NAME","input":…`; 204 when none came. The device is connected as long as this connection is |
 //! | `POST /things/DEVICE/replies/ID` | answers it: `{"ok":true,"data":…}` or `{"ok":false,"error":"…"}` |
 //! | `POST /api/v1/TOKEN/telemetry` | ThingsBoard's way: the token says which device; `{"k":v}` or `{"ts":MS,"values":{…}}` |
 //! | `GET /things` | a short manual |

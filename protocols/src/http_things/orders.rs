@@ -1,5 +1,5 @@
-//! Orders to devices that ask for them. Once fetched, an order is answered on whatever connection the device likes; until
-//! then it waits here.
+//! Orders to devices that ask for them. Once fetched, an order is the gateway's to wait for; until then it waits
+//! here. It ends with the connection that fetched it: a device that takes orders keeps its connection.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

@@ -335,7 +335,7 @@ fn key_of(ask: &Ask) -> String {
     format!("{}\0{}", ask.user.as_deref().unwrap_or_default(), ask.target.device())
 }
 
-/// What a request says: reports, or a device's answer to an order, which may come on any connection.
+/// What a request says: reports, or a device's answer to an order.
 fn reports(ask: &Ask, by: &Identity) -> Result<Vec<Report>, Refused> {
     if let Target::Reply { device, id } = &ask.target {
         let word = Word::Reply { id: id.clone(), outcome: things::outcome(ask.value()?)? };

@@ -2,10 +2,9 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use sluicegate_tests::{Child, Gateway, Mosquitto, Options, PATIENCE, Receiver, free_port, run_ok, wait_for};
+use sluicegate_tests::{Gateway, Mosquitto, Options, PATIENCE, Receiver, free_port, run_ok, wait_for};
 
 const DEVICES: &str = "[[device]]\nid = \"th-1\"\nproduct = \"temperature-humidity\"\n\
     [[device]]\nid = \"relay-1\"\nproduct = \"relay-switch\"\n";
@@ -63,29 +62,45 @@ fn curl_reports_and_is_answered_when_it_is_on_disk() {
     assert!(status.success(), "`receive` found a hole: {status}");
 }
 
+/// Sends a request on a connection that stays open; gives what came until `enough` is there.
+fn exchange(stream: &mut TcpStream, request: &str, enough: &str) -> String {
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    let mut piece = [0; 4096];
+    while !answer.contains(enough) {
+        let n = stream.read(&mut piece).unwrap();
+        assert!(n > 0, "{answer}");
+        answer.push_str(std::str::from_utf8(&piece[..n]).unwrap());
+    }
+    answer
+}
+
 #[test]
-fn an_order_is_fetched_and_answered_on_another_connection() {
+fn an_order_is_fetched_by_a_device_that_waits_and_is_answered() {
     let (gateway, port) = gateway("", "allow_anonymous = true");
-    let base = format!("http://127.0.0.1:{port}/things/relay-1");
-    assert_eq!(curl(&[&format!("{base}/commands")]), (204, String::new()), "nothing to do");
-    let mut poll = Command::new("curl");
-    let fetched = gateway.folder.path().join("order.json");
-    poll.args(["-s", "-m", "30", "-o"]).arg(&fetched).arg(format!("{base}/commands?wait=20"));
-    let mut poll = Child::start(poll.stdout(Stdio::null()));
-    wait_for("the device that waits", PATIENCE, || {
-        let things: Value = serde_json::from_str(&gateway.get("/api/v1/things")).ok()?;
-        let list = things.as_array().or_else(|| things["things"].as_array())?;
-        list.iter().any(|thing| thing["id"] == "relay-1" && thing["online"] == true).then_some(())
-    });
+    let commands = format!("http://127.0.0.1:{port}/things/relay-1/commands");
+    assert_eq!(curl(&[&commands]), (204, String::new()), "nothing to do");
+    let mut device = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    device.set_read_timeout(Some(PATIENCE)).unwrap();
     let ordered = std::thread::scope(|scope| {
-        let ordered =
-            scope.spawn(|| gateway.request("POST", "/api/v1/things/relay-1/actions/toggle?timeout_seconds=15", ""));
-        assert!(poll.wait(PATIENCE).success());
-        let order: Value = serde_json::from_str(&std::fs::read_to_string(&fetched).unwrap()).unwrap();
-        assert_eq!(order["invoke"], "toggle", "{order}");
-        let reply = format!("{base}/replies/{}", order["id"].as_str().unwrap());
-        assert_eq!(curl(&["-d", r#"{"ok":true,"data":true}"#, &reply]).0, 204);
-        ordered.join().unwrap()
+        let waits = scope.spawn(|| {
+            let poll = "GET /things/relay-1/commands?wait=30 HTTP/1.1\r\nHost: a\r\n\r\n";
+            let answer = exchange(&mut device, poll, "}");
+            let order: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+            assert_eq!(order["invoke"], "toggle", "{order}");
+            let (id, body) = (order["id"].as_str().unwrap(), r#"{"ok":true,"data":true}"#);
+            let len = body.len();
+            let reply =
+                format!("POST /things/relay-1/replies/{id} HTTP/1.1\r\nHost: a\r\nContent-Length: {len}\r\n\r\n{body}");
+            assert!(exchange(&mut device, &reply, "\r\n\r\n").starts_with("HTTP/1.1 204 "));
+        });
+        wait_for("the device that waits", PATIENCE, || {
+            let things: Value = serde_json::from_str(&gateway.get("/api/v1/things")).ok()?;
+            things.as_array()?.iter().any(|thing| thing["id"] == "relay-1" && thing["online"] == true).then_some(())
+        });
+        let ordered = gateway.request("POST", "/api/v1/things/relay-1/actions/toggle?timeout_seconds=15", "");
+        waits.join().unwrap();
+        ordered
     });
     assert_eq!(ordered.0, 200, "{}", ordered.1);
     gateway.stop();
