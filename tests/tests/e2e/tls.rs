@@ -155,7 +155,8 @@ fn half_a_handshake_is_closed_in_time() {
         assert!(peer.read_to_end(&mut rest).is_ok(), "not closed");
     }
     assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
-    assert!(gateway.metric("sluicegate_connections_refused_total{adapter=\"secure\",reason=\"tls\"}") >= 20.0);
+    let refused = "sluicegate_connections_refused_total{adapter=\"secure\",reason=\"tls\"}";
+    wait_for("all of them counted", PATIENCE, || (gateway.metric(refused) >= 20.0).then_some(()));
     gateway.stop();
 }
 
