@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{Child, PATIENCE, binary, free_port, wait_for};
+use crate::{Child, PATIENCE, binary, free_port, shell, wait_for};
 
 /// A running `sluicegate run` with everything on free ports.
 #[derive(Debug)]
@@ -221,6 +221,15 @@ impl Gateway {
     }
 
     /// One figure of `/metrics`: the line that begins with this text.
+    /// A device reports each `n` of this range over MQTT; over when all are acknowledged.
+    pub fn count_up(&self, range: std::ops::RangeInclusive<u64>) {
+        let lines: Vec<_> = range.map(|n| serde_json::json!({ "properties": { "n": n } }).to_string()).collect();
+        let file = self.folder.path().join("lines");
+        std::fs::write(&file, lines.join("\n")).expect("the folder");
+        let (port, file) = (self.options.mqtt, file.display());
+        shell(&format!("mosquitto_pub -p {port} -q 1 -i t-1 -t /generic/t-1/properties/report -l < {file}"));
+    }
+
     /// The live streams, as the API lists them.
     pub fn streams(&self) -> Vec<Value> {
         serde_json::from_str(&self.get("/api/v1/streams")).expect("a list of streams")

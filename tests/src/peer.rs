@@ -1,6 +1,7 @@
 //! Other programs: started, awaited with a limit, killed when the test ends.
 
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::{Mutex, OnceLock};
@@ -13,6 +14,8 @@ use crate::{PATIENCE, root};
 pub struct Child {
     pub inner: std::process::Child,
     what: String,
+    /// It leads a process group of its own, which is killed with it: what a shell started must not run on.
+    leads: bool,
 }
 
 impl Child {
@@ -20,7 +23,7 @@ impl Child {
     pub fn start(command: &mut Command) -> Self {
         let what = format!("{command:?}");
         let inner = command.spawn().unwrap_or_else(|e| panic!("{what}: {e} (is its package in tests/packages?)"));
-        Self { inner, what }
+        Self { inner, what, leads: false }
     }
 
     pub fn pid(&self) -> i32 {
@@ -51,6 +54,10 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
+        let leads = self.leads && self.is_running();
+        if let Some(group) = rustix::process::Pid::from_raw(self.pid()).filter(|_| leads) {
+            let _gone = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
         drop(self.inner.kill());
         drop(self.inner.wait());
     }
@@ -60,7 +67,8 @@ impl Drop for Child {
 pub fn run(program: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = Child::start(&mut command);
+    let mut child = Child::start(command.process_group(0));
+    child.leads = true;
     let mut stdout = child.inner.stdout.take().expect("piped");
     let mut stderr = child.inner.stderr.take().expect("piped");
     let out = std::thread::spawn(move || {

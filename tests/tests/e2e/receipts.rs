@@ -3,20 +3,12 @@
 use std::collections::BTreeSet;
 use std::process::{Child, Command, Stdio};
 
-use serde_json::{Value, json};
-use sluicegate_tests::{Gateway, Mosquitto, Options, PATIENCE, Receiver, binary, shell, wait_for};
+use serde_json::Value;
+use sluicegate_tests::{Gateway, Mosquitto, Options, PATIENCE, Receiver, binary, wait_for};
 
 fn to(broker: &Mosquitto, seconds: u64) -> Options {
     let more = format!("acknowledge = \"receiver\"\nacknowledge_seconds = {seconds}\n");
     Options::default().upstream(broker.port, "native").with(&more)
-}
-
-fn report(gateway: &Gateway, range: std::ops::RangeInclusive<u64>) {
-    let lines: Vec<_> = range.map(|n| json!({ "properties": { "n": n } }).to_string()).collect();
-    let file = gateway.folder.path().join("lines");
-    std::fs::write(&file, lines.join("\n")).unwrap();
-    let (port, file) = (gateway.options.mqtt, file.display());
-    shell(&format!("mosquitto_pub -p {port} -q 1 -i t-1 -t /generic/t-1/properties/report -l < {file}"));
 }
 
 fn backlog(gateway: &Gateway) -> f64 {
@@ -52,7 +44,7 @@ fn a_killed_receiver_loses_nothing_that_it_did_not_acknowledge() {
     let out = gateway.folder.path().join("received");
     for round in 0..6_u64 {
         let mut receiver = receive(&broker, &out, &["--acknowledge"]);
-        report(&gateway, round * 500 + 1..=round * 500 + 500);
+        gateway.count_up(round * 500 + 1..=round * 500 + 500);
         // In the middle of it, more or less.
         wait_for("some of it", PATIENCE * 2, || (written(&out).len() as u64 > round * 500).then_some(()));
         receiver.kill().unwrap();
@@ -72,7 +64,7 @@ fn without_receipts_everything_goes_again_and_a_restart_forgets_nothing() {
     let mut gateway = Gateway::start(to(&broker, 2));
     // It prints, and says nothing.
     let mut silent = Receiver::start(broker.port, &["--client-id", "silent"]);
-    report(&gateway, 1..=100);
+    gateway.count_up(1..=100);
     silent.until("the last", PATIENCE, |m| n(m) == Some(100));
     let unanswered = "sluicegate_unanswered_total{upstream=\"up\"}";
     wait_for("that it goes again", PATIENCE, || (gateway.metric(unanswered) > 1.5).then_some(()));
@@ -86,7 +78,7 @@ fn without_receipts_everything_goes_again_and_a_restart_forgets_nothing() {
     assert_eq!(told, (1..=100).collect());
     all_acknowledged(&gateway);
     // What is acknowledged is not sent again.
-    report(&gateway, 101..=110);
+    gateway.count_up(101..=110);
     speaking.until("the last of the next", PATIENCE, |m| n(m) == Some(110));
     all_acknowledged(&gateway);
     gateway.stop();
@@ -97,7 +89,7 @@ fn a_consumer_in_python_acknowledges() {
     let broker = Mosquitto::start();
     let mut theirs = Receiver::python_with(broker.port, &["--acknowledge"]);
     let gateway = Gateway::start(to(&broker, 20));
-    report(&gateway, 1..=50);
+    gateway.count_up(1..=50);
     theirs.until("the last", PATIENCE, |m| n(m) == Some(50));
     all_acknowledged(&gateway);
     gateway.stop();

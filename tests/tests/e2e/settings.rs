@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use sluicegate_tests::{Gateway, Mosquitto, Options, PATIENCE, PostReceiver, Receiver, Reply, root, shell, wait_for};
 
 const NOBODY: &str = "mqtt://127.0.0.1:1";
@@ -10,14 +10,6 @@ const BACKLOG: &str = "sluicegate_backlog_messages{upstream=\"up\",class=\"live\
 
 fn upstream(url: &str, more: &str) -> String {
     format!("[[upstream]]\nname = \"up\"\nurl = \"{url}\"\n{more}\n")
-}
-
-fn report(gateway: &Gateway, range: std::ops::RangeInclusive<u64>) {
-    let lines: Vec<_> = range.map(|n| json!({ "properties": { "n": n } }).to_string()).collect();
-    let file = gateway.folder.path().join("lines");
-    std::fs::write(&file, lines.join("\n")).unwrap();
-    let (port, file) = (gateway.options.mqtt, file.display());
-    shell(&format!("mosquitto_pub -p {port} -q 1 -i t-1 -t /generic/t-1/properties/report -l < {file}"));
 }
 
 /// Every setting there is, by the source.
@@ -79,13 +71,13 @@ fn walking_over_every_setting_of_an_upstream_neither_loses_nor_repeats_its_backl
     assert_eq!(walked, every_setting(), "a setting that this test does not change");
 
     let mut gateway = Gateway::start(Options::default().with(&upstream(NOBODY, "")));
-    report(&gateway, 1..=20);
+    gateway.count_up(1..=20);
     let mut last = 20;
     for (keys, more) in changes {
         gateway.options.more = more;
         gateway.kill_and_restart();
         last += 1;
-        report(&gateway, last..=last);
+        gateway.count_up(last..=last);
         wait_for(keys, PATIENCE, || (gateway.metric(BACKLOG) > last as f64 - 0.5).then_some(()));
         assert!(gateway.metric(BACKLOG) < last as f64 + 0.5, "{keys}");
     }
@@ -112,7 +104,7 @@ fn a_broker_that_refuses_us_is_told_of_and_a_new_password_needs_no_restart() {
     let url = format!("mqtt://127.0.0.1:{}", broker.port);
     let credentials = format!("username = \"gate\"\npassword_file = \"{}\"", own.display());
     let gateway = Gateway::start(Options::default().with(&upstream(&url, &credentials)));
-    report(&gateway, 1..=10);
+    gateway.count_up(1..=10);
     wait_for("that it says so", PATIENCE, || {
         let said: Value = serde_json::from_str(&gateway.get("/api/v1/upstreams")).ok()?;
         (said[0]["connected"] == false && said[0]["error"].is_string()).then_some(())
@@ -132,9 +124,9 @@ fn a_broker_that_comes_and_goes_gets_everything_in_order() {
     let mut receiver = Receiver::start(broker.port, &[]);
     let gateway = Gateway::start(options);
     for round in 0..6 {
-        report(&gateway, round * 50 + 1..=round * 50 + 25);
+        gateway.count_up(round * 50 + 1..=round * 50 + 25);
         broker.pause();
-        report(&gateway, round * 50 + 26..=round * 50 + 50);
+        gateway.count_up(round * 50 + 26..=round * 50 + 50);
         broker.resume();
     }
     receiver.until("the last", PATIENCE * 2, |m| m["properties"]["n"] == 300);
