@@ -220,6 +220,14 @@ fn word(outcome: &Outcome) -> &'static str {
     outcome.as_ref().map_or_else(Failure::word, |_| "ok")
 }
 
+/// What a platform sent, where its dialect speaks JSON; why it is none, or that it is too long.
+pub(super) fn json(payload: &[u8]) -> Result<serde_json::Value, String> {
+    if payload.len() > COMMAND_BYTES_MAX {
+        return Err(format!("a command has at most {COMMAND_BYTES_MAX} bytes"));
+    }
+    serde_json::from_slice(payload).map_err(|error| error.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

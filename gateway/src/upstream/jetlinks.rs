@@ -9,7 +9,7 @@ use device_models::{Body, Failure, Message, Order, Outcome, Quality, Sample, Val
 use serde_json::{Map, Value as Json, json};
 
 use super::dialect::{Dialect, Heard, Parcel, Publication, Run, Said, Scope, Station, level, unlevel};
-use super::down::{COMMAND_BYTES_MAX, Command, Malformed, PATIENCE};
+use super::down::{self, Command, Malformed, PATIENCE};
 use super::things::Known;
 
 /// The product of the gateway itself, for what is nobody's.
@@ -71,12 +71,9 @@ impl Dialect for JetLinks {
         let (Some(thing), Some(way)) = (levels.next().and_then(unlevel), levels.next()) else {
             return Heard::Nothing;
         };
-        if payload.len() > COMMAND_BYTES_MAX {
-            return Heard::Unreadable(format!("a command has at most {COMMAND_BYTES_MAX} bytes"));
-        }
-        let json: Json = match serde_json::from_slice(payload) {
+        let json = match down::json(payload) {
             Ok(json) => json,
-            Err(error) => return Heard::Unreadable(error.to_string()),
+            Err(why) => return Heard::Unreadable(why),
         };
         let Some(message_id) = json.get("messageId").and_then(Json::as_str) else {
             return Heard::Unreadable("a command has a `messageId`".to_owned());

@@ -10,7 +10,7 @@ use device_models::{Body, Message, Order, Outcome, Quality, Sample, Value};
 use serde_json::{Map, Value as Json, json};
 
 use super::dialect::{Dialect, Heard, Parcel, Publication, Run, Said, Scope, Station};
-use super::down::{COMMAND_BYTES_MAX, Change, Command, Malformed, PATIENCE};
+use super::down::{self, Change, Command, Malformed, PATIENCE};
 use super::things::Known;
 use crate::shadow::Patch;
 
@@ -71,12 +71,9 @@ impl Dialect for ThingsBoard {
     }
 
     fn hear(&mut self, scope: Scope<'_>, topic: &str, payload: &[u8], stamp: i64) -> Heard {
-        if payload.len() > COMMAND_BYTES_MAX {
-            return Heard::Unreadable(format!("a command has at most {COMMAND_BYTES_MAX} bytes"));
-        }
-        let json: Json = match serde_json::from_slice(payload) {
+        let json = match down::json(payload) {
             Ok(json) => json,
-            Err(error) => return Heard::Unreadable(error.to_string()),
+            Err(why) => return Heard::Unreadable(why),
         };
         let (device, data) = (json.get("device").and_then(Json::as_str), json.get("data"));
         match (topic, device, data) {

@@ -18,7 +18,7 @@ use serde_json::{Map, Value as Json, json};
 
 use self::identity::{Identity, identities};
 use super::dialect::{Around, Beginning, Dialect, Heard, Parcel, Publication, Run, Said, Scope, SignIn, Station, Wait};
-use super::down::{COMMAND_BYTES_MAX, Command, Malformed, PATIENCE};
+use super::down::{self, Command, Malformed, PATIENCE};
 use super::queue::Cut;
 use super::things::Known;
 use crate::config;
@@ -311,12 +311,9 @@ impl Dialect for Alink {
         let [Some(kind), Some(product), Some(device), Some(way)] = [(); 4].map(|()| levels.next()) else {
             return Heard::Nothing;
         };
-        if payload.len() > COMMAND_BYTES_MAX {
-            return Heard::Unreadable(format!("a command has at most {COMMAND_BYTES_MAX} bytes"));
-        }
-        let json: Json = match serde_json::from_slice(payload) {
+        let json = match down::json(payload) {
             Ok(json) => json,
-            Err(error) => return Heard::Unreadable(error.to_string()),
+            Err(why) => return Heard::Unreadable(why),
         };
         if kind == "ext" {
             return if way.ends_with("/combine/login_reply") {
