@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -70,12 +70,21 @@ impl Browser {
         self.act("POST", "/execute/sync", &json!({"script": script, "args": []}))
     }
 
-    /// Waits until a JavaScript function body gives something other than null and false.
+    /// Waits until a JavaScript function body gives something other than null and false. What the page says instead goes
+    /// into the failure.
     pub fn until(&self, what: &str, patience: Duration, script: &str) -> Value {
-        wait_for(what, patience, || {
+        let started = Instant::now();
+        loop {
             let value = self.run(script);
-            (!value.is_null() && value != Value::Bool(false)).then_some(value)
-        })
+            if !value.is_null() && value != Value::Bool(false) {
+                return value;
+            }
+            if started.elapsed() > patience {
+                let page = self.run("return document.body.innerText");
+                panic!("waited {patience:?} for {what}; the console: {:?}; the page: {page}", self.console());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// What the page wrote to its console, errors of the network included, as `LEVEL text`.

@@ -4,6 +4,8 @@ import { whep } from "/whep.js";
 
 /** Cameras that play without being asked; the others wait for a click. */
 const PLAY_MAX = 4;
+/** A camera that has shown one track only this long has no other, ms: the player is told beforehand what comes. */
+const TRACKS_WAIT = 2000;
 const cards = new Map();
 
 window.mpegts?.LoggingControl.applyConfig({ enableAll: false });
@@ -41,7 +43,7 @@ function newCard(grid, stream, gateway) {
     ...[address, playlist].filter(Boolean).map((where) => make("p", { class: "sub" }, make("code", {}, where))),
     ...webrtc(stream.name, gateway),
     audience(stream.name));
-  const card = { name: stream.name, root, video, over, dot, end, numbers, address, player: null, over_webrtc: false, wanted: cards.size < PLAY_MAX, retry: null };
+  const card = { name: stream.name, root, video, over, dot, end, numbers, address, player: null, live_at: null, over_webrtc: false, wanted: cards.size < PLAY_MAX, retry: null };
   video.addEventListener("playing", () => { over.hidden = true; });
   root.querySelector(".webrtc")?.addEventListener("click", ({ target }) => {
     card.over_webrtc = !card.over_webrtc;
@@ -125,8 +127,15 @@ function show(card, stream) {
   text(card.numbers.sound, silent ? `${stream.audio} (WebRTC cannot carry it)` : stream.audio ?? "none");
   text(card.numbers.viewers, String(stream.viewers));
   text(card.numbers.sent, bytes(stream.bytes_out));
-  if (stream.live && card.wanted && !card.player && !card.retry) play(card, stream);
+  card.live_at = stream.live ? card.live_at ?? performance.now() : null;
+  if (showsTracks(card, stream) && card.wanted && !card.player && !card.retry) play(card, stream);
   if (!card.wanted && !card.player) offer(card);
+}
+
+/** Both tracks are known, or no second one is to be expected. */
+function showsTracks(card, stream) {
+  if (!stream.live || !(stream.video || stream.audio)) return false;
+  return Boolean(stream.video && stream.audio) || performance.now() - card.live_at > TRACKS_WAIT;
 }
 
 function offer(card) {
