@@ -2,6 +2,9 @@
 //!
 //! The bytes of a unit stand alone: they depend on no earlier unit, so that a viewer can begin at any of them and skip
 //! any of them. For RTMP that means full chunk headers with absolute timestamps, always.
+//!
+//! Inside: what a later viewer must be told first, FLV and RTMP; `interleaved.rs` (RTSP). Must not be in here: who watches,
+//! what is kept for them, and fragmented MP4 (`media/fmp4`), which has no unit that stands alone.
 
 use bytes::{BufMut, Bytes, BytesMut};
 

@@ -1,7 +1,7 @@
 //! RTP (RFC 3550): access units to packets and back, and the reports beside them.
 //!
 //! Inside: the packet's header and what each codec is called; `packetize.rs` (units to packets: H.264 as RFC 6184 mode 1,
-//! H.265 as RFC 7798, AAC as RFC 3640 AAC-hbr, Opus as RFC 7587, G.711 as RFC 3551, MP3 as RFC 2250), `obus.rs` (AV1, both ways), `depacketize.rs` (packets to units),
+//! H.265 as RFC 7798, AAC as RFC 3640 AAC-hbr, Opus as RFC 7587, G.711 as RFC 3551, MP3 as RFC 2250), `obus.rs` (AV1, both ways), `depacketize/` (packets to units),
 //! `decode_order.rs` (decode times, which RTP does not say), `reorder.rs` (packets of a datagram wire in order), `reports.rs` (RTCP). Must not be in here: how packets travel, and who
 //! asked for them.
 

@@ -2,7 +2,7 @@
 //!
 //! One file a dialect, one row in [`DIALECTS`]. A topic belongs to at most one dialect; a topic of none is an ordinary
 //! publication that only the exchange sees. A payload that does not fit its topic is an error text: nothing of it is
-//! reported or routed.
+//! reported or routed. Must not be in here: packets, who may publish what, and what the model says of a value.
 
 mod body;
 mod jetlinks;

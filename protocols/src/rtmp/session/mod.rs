@@ -3,6 +3,8 @@
 //! `publish` and `play` ask [`Output::Admit`] and pause the session until the answer: an undecided publisher moves no
 //! media byte. A publisher's messages become units; a viewer's connection is handed over with [`Output::Watch`], after
 //! which only its control messages come by here. All media is on message stream 1, so that its bytes can be shared.
+//!
+//! Must not be in here: chunks (`frame`), the client's side (`client.rs`), what becomes of units.
 
 use std::time::Instant;
 

@@ -1,7 +1,10 @@
-//! The talk: requests are answered one after another; what an answer waits for pauses the talk. Publishers are in `record.rs`.
+//! The talk: requests are answered one after another; what an answer waits for pauses the talk.
+//!
+//! Inside: the state, requests that change none of it, and ends; `setup.rs` (the ways of the tracks), `play.rs` (viewers),
+//! `own.rs` (viewers whose packets are made for them alone), `record.rs` (publishers).
 //!
 //! A viewer whose tracks are on the channels everybody uses is handed to the stream's fan-out; any other (UDP, channels of its
-//! own choice) gets the stream's units and packets are made for it alone (`own.rs`).
+//! own choice) gets the stream's units and packets are made for it alone.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -15,7 +18,6 @@ use self::own::Own;
 use super::frame::{Answer, Frame, FrameError, Request, Status, Target};
 use super::publishing::Publishing;
 use super::sdp;
-use super::transport::Offer;
 use crate::media::mux::interleaved::{SSRC_AUDIO, SSRC_VIDEO, put_frame_head};
 use crate::media::rtp::reports;
 use crate::media::{Container, StreamName, Track, Tracks};
@@ -23,7 +25,9 @@ use crate::pass::Pass;
 use crate::session::{Claim, Fault, Input, MediaEvent, Outbox, Output, Refusal, Session, Ticket};
 
 mod own;
+mod play;
 mod record;
+mod setup;
 
 /// A client over UDP that says nothing for this long, neither here nor in RTCP, is gone; one that does not come to the point too.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -412,185 +416,6 @@ impl RtspSession {
             (Err(refusal), _) => self.refused(&waiting.request, &refusal, out),
             (Ok(_), None) => {}
         }
-    }
-
-    // --- transports ---
-
-    fn setup(&mut self, request: Box<Request>, out: &mut Outbox) {
-        let cseq = cseq_of(&request);
-        if self.publishing.is_some() {
-            return match self.announced_track(&request) {
-                Some((place, track)) => self.transport(request, place, track, out),
-                None => self.answer(Answer::new(Status::NOT_FOUND, cseq), out),
-            };
-        }
-        let Some((target, presentation)) = self.presented(&request) else { return self.prepare(request, out) };
-        let formats = sdp::formats(&presentation.tracks);
-        // A stream of one track may be set up by its own address.
-        let number = target.track.or((formats.len() == 1).then_some(0));
-        match number.and_then(|number| Some((number, formats.get(number)?.0))) {
-            Some((place, track)) => self.transport(request, place, track, out),
-            None => self.answer(Answer::new(Status::NOT_FOUND, cseq), out),
-        }
-    }
-
-    /// Gives a track the first way of those offered that we have.
-    fn transport(&mut self, request: Box<Request>, place: usize, track: Track, out: &mut Outbox) {
-        let cseq = cseq_of(&request);
-        if self.setups.iter().any(|setup| setup.place == place) {
-            self.answer(Answer::new(Status::NOT_IN_THIS_STATE, cseq), out);
-            return;
-        }
-        let datagrams = self.setups.first().map(|setup| matches!(setup.way, Way::Udp(_)));
-        let fits = |offer: &Offer| match offer {
-            Offer::Interleaved(channels) => datagrams != Some(true) && channels.is_none_or(|own| self.are_free(own)),
-            Offer::Udp(_) => self.udp && datagrams != Some(false),
-            Offer::Other => false,
-        };
-        match request.field("transport").and_then(|field| Offer::all(field).find(fits)) {
-            Some(Offer::Interleaved(channels)) => {
-                let channels = channels.unwrap_or_else(|| self.free_channels());
-                self.setups.push(Setup { track, place, way: Way::Interleaved(channels) });
-                let [rtp, rtcp] = channels;
-                let mode = self.mode();
-                let answer = Answer::new(Status::OK, cseq)
-                    .field("Transport", format_args!("RTP/AVP/TCP;unicast;interleaved={rtp}-{rtcp}{mode}"));
-                let answer = self.in_session(answer);
-                self.answer(answer, out);
-            }
-            Some(Offer::Udp(remote)) => {
-                let ticket = self.ticket();
-                self.setups.push(Setup { track, place, way: Way::Udp(ticket) });
-                self.waiting = Some(Waiting { ticket, request, admitted: None });
-                out.push(Output::Open { ticket, remote });
-            }
-            _ => self.answer(Answer::new(Status::UNSUPPORTED_TRANSPORT, cseq), out),
-        }
-    }
-
-    /// What an answered transport says at its end.
-    fn mode(&self) -> &'static str {
-        if self.publishing.is_some() { ";mode=record" } else { "" }
-    }
-
-    fn are_free(&self, channels: [u8; 2]) -> bool {
-        let taken = |channel: &u8| {
-            self.setups.iter().any(|setup| matches!(setup.way, Way::Interleaved(taken) if taken.contains(channel)))
-        };
-        !channels.iter().any(taken)
-    }
-
-    fn free_channels(&self) -> [u8; 2] {
-        let pairs = (0..=254).step_by(2).map(|rtp| [rtp, rtp + 1]);
-        pairs.into_iter().find(|pair| self.are_free(*pair)).unwrap_or([0, 1])
-    }
-
-    fn opened(&mut self, ticket: Ticket, outcome: Result<[u16; 2], Refusal>, out: &mut Outbox) {
-        let Some(waiting) = self.waiting.take_if(|waiting| waiting.ticket == ticket) else { return };
-        let request = &waiting.request;
-        let offers = request.field("transport").into_iter().flat_map(Offer::all);
-        let remote =
-            offers.into_iter().find_map(|offer| if let Offer::Udp(remote) = offer { Some(remote) } else { None });
-        match (outcome, remote) {
-            (Ok([rtp, rtcp]), Some([to, to_rtcp])) => {
-                let mut transport =
-                    format!("RTP/AVP;unicast;client_port={to}-{to_rtcp};server_port={rtp}-{rtcp}{}", self.mode());
-                if self.publishing.is_none() {
-                    // Writing to a string does not fail.
-                    let _infallible = write!(transport, ";ssrc={:08X}", self.ssrc(self.setups.len()));
-                }
-                let answer = Answer::new(Status::OK, cseq_of(request)).field("Transport", transport);
-                let answer = self.in_session(answer);
-                self.answer(answer, out);
-            }
-            (outcome, _) => {
-                self.setups.pop();
-                if let Err(refusal) = outcome {
-                    self.refused(request, &refusal, out);
-                }
-            }
-        }
-    }
-
-    /// The source of the n-th track set up, for a viewer on its own.
-    fn ssrc(&self, number: usize) -> u32 {
-        let at = 8 + 4 * number.min(4);
-        let bytes = self.seed.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
-        bytes.map_or(SSRC_VIDEO, u32::from_be_bytes)
-    }
-
-    // --- playing ---
-
-    fn play(&mut self, now: Instant, request: &Request, out: &mut Outbox) {
-        let cseq = cseq_of(request);
-        // Whatever point of a live stream is asked for, it is played from now; other clocks than that cannot be told.
-        if request.field("range").is_some_and(|range| !range.trim_start().starts_with("npt")) {
-            self.answer(Answer::new(Status::INVALID_RANGE, cseq), out);
-            return;
-        }
-        if !matches!(self.state, State::Still) {
-            // It plays already; some clients ask again as a sign of life.
-            let answer = self.in_session(Answer::new(Status::OK, cseq)).field("Range", "npt=now-");
-            self.answer(answer, out);
-            return;
-        }
-        let Some(presentation) = &self.presentation else { return };
-        let stream = presentation.stream.clone();
-        if let Some(container) = self.container() {
-            out.push(Output::Watch { stream, container });
-            self.state = State::Joining { cseq, since: now, container };
-            return;
-        }
-        let first =
-            self.seed.get(28..30).map_or(1, |bytes| bytes.iter().fold(0, |all, byte| all << 8 | u16::from(*byte)));
-        let ways = self.setups.iter().enumerate().map(|(at, setup)| (*setup, self.ssrc(at + 1)));
-        let own = Own::new(&presentation.tracks, ways, first & 0x7fff | 1);
-        let answer = self.in_session(Answer::new(Status::OK, cseq)).field("Range", "npt=now-");
-        let answer =
-            answer.field("RTP-Info", self.rtp_info(|track| own.sequence(track).map(|seq| format!("seq={seq}"))));
-        out.send(answer.bytes());
-        self.state = State::Own(Box::new(own));
-        out.push(Output::Follow { stream });
-    }
-
-    /// The container whose channels are those of this client.
-    fn container(&self) -> Option<Container> {
-        let channels = |track| {
-            let setup = self.setups.iter().find(|setup| setup.track == track)?;
-            if let Way::Interleaved(channels) = setup.way { Some(channels) } else { None }
-        };
-        let fits = |container: &Container, track| {
-            let wanted = container.rtp_channel(track).map(|rtp| [rtp, rtp + 1]);
-            channels(track) == wanted
-        };
-        let datagrams = self.setups.iter().any(|setup| matches!(setup.way, Way::Udp(_)));
-        let all = [Container::Rtsp, Container::RtspVideo, Container::RtspAudio];
-        all.into_iter().find(|one| !datagrams && fits(one, Track::Video) && fits(one, Track::Audio))
-    }
-
-    /// The answer to PLAY, now that the time of the first unit is known or that has taken too long.
-    fn joined(&mut self, dts_90k: Option<i64>, out: &mut Outbox) {
-        let State::Joining { cseq, container, .. } = self.state else { return };
-        self.state = State::Shared(container);
-        let mut answer = self.in_session(Answer::new(Status::OK, cseq)).field("Range", "npt=now-");
-        if let (Some(time), Some(presentation)) = (dts_90k, &self.presentation) {
-            let formats = sdp::formats(&presentation.tracks);
-            let ticks = |track| formats.iter().find(|(own, _)| *own == track).map(|(_, format)| format.ticks(time));
-            let info = self.rtp_info(|track| ticks(track).map(|ticks| format!("rtptime={ticks}")));
-            answer = answer.field("RTP-Info", info);
-        }
-        out.send(answer.bytes());
-    }
-
-    fn rtp_info(&self, says: impl Fn(Track) -> Option<String>) -> String {
-        let Some(presentation) = &self.presentation else { return String::new() };
-        let formats = sdp::formats(&presentation.tracks);
-        let number = |track| formats.iter().position(|(own, _)| *own == track);
-        let parts = self.setups.iter().filter_map(|setup| {
-            let (number, says) = (number(setup.track)?, says(setup.track)?);
-            Some(format!("url=trackID={number};{says}"))
-        });
-        parts.collect::<Vec<_>>().join(",")
     }
 
     // --- ends ---
