@@ -9,6 +9,7 @@
 #![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 mod admitted;
+mod awaited;
 mod coap;
 pub mod exchange;
 pub mod hls;

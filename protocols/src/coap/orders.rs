@@ -9,6 +9,7 @@ use super::blocks::SIZE_MAX;
 use super::delivery::Cargo;
 use super::frame::{Code, Kind, Message, number};
 use super::request::{CBOR, JSON};
+use crate::awaited::Awaited;
 use crate::payload;
 use crate::session::{Outbox, Output};
 use crate::things;
@@ -23,7 +24,7 @@ const IN_FLIGHT_MAX: usize = 32;
 #[derive(Debug, Default)]
 pub(super) struct Orders {
     observers: Vec<Observer>,
-    in_flight: Vec<InFlight>,
+    in_flight: Awaited<Value, IN_FLIGHT_MAX>,
     /// 24 bits, grows with every notification (RFC 7641 section 4.4).
     sequence: u32,
 }
@@ -33,15 +34,6 @@ struct Observer {
     device: String,
     token: Bytes,
     format: u32,
-}
-
-#[derive(Debug)]
-struct InFlight {
-    id: String,
-    device: String,
-    order: Value,
-    until: Instant,
-    patience: Duration,
 }
 
 // === impl Orders ===
@@ -67,14 +59,13 @@ impl Orders {
             response = response.with_uint(number::OBSERVE, self.next()).with_uint(number::MAX_AGE, age_max);
         }
         // What there is to do: the oldest order without an answer, or null.
-        let order = self.in_flight.iter().find(|order| order.device == device).map(|order| &order.order);
-        response.payload = encoded(order.unwrap_or(&Value::Null), format);
+        response.payload = encoded(self.in_flight.oldest(device).unwrap_or(&Value::Null), format);
         (response.with_uint(number::CONTENT_FORMAT, format), registers)
     }
 
     /// The notification that carries the command to its device.
     pub(super) fn begin(&mut self, now: Instant, command: &Command) -> Result<(Message, Cargo), Failure> {
-        if self.in_flight.len() >= IN_FLIGHT_MAX {
+        if self.in_flight.is_full() {
             return Err(Failure::Busy);
         }
         let Some(observer) = self.observers.iter().find(|observer| observer.device == command.device) else {
@@ -91,50 +82,41 @@ impl Orders {
             .with_uint(number::OBSERVE, self.next())
             .with_uint(number::CONTENT_FORMAT, format);
         (message.token, message.payload) = (token.clone(), payload);
-        let (id, device, patience) = (command.id.clone(), command.device.clone(), command.patience);
-        let cargo = Cargo::Command { id: id.clone(), token };
-        self.in_flight.push(InFlight { id, device, order, until: now + patience, patience });
+        let cargo = Cargo::Command { id: command.id.clone(), token };
+        self.in_flight.add(now, command, order);
         Ok((message, cargo))
     }
 
     /// The device's answer to an order. Says whether there was such an order.
     pub(super) fn replied(&mut self, device: &str, id: &str, outcome: Outcome, out: &mut Outbox) -> bool {
-        let at = self.in_flight.iter().position(|order| order.id == id && order.device == device);
-        let order = at.map(|at| self.in_flight.remove(at));
-        order.map(|order| out.push(Output::Answer { id: order.id, outcome })).is_some()
+        let known = self.in_flight.take(id, Some(device));
+        if known {
+            out.push(Output::Answer { id: id.to_owned(), outcome });
+        }
+        known
     }
 
     /// The peer reset it or never acknowledged it: an observer that does not want or hear notifications is none.
     pub(super) fn undelivered(&mut self, cargo: Cargo, out: &mut Outbox) {
         let Cargo::Command { id, token } = cargo else { return };
         self.observers.retain(|observer| observer.token != token);
-        if let Some(at) = self.in_flight.iter().position(|order| order.id == id) {
-            self.in_flight.remove(at);
+        if self.in_flight.take(&id, None) {
             out.push(Output::Answer { id, outcome: Err(Failure::Offline) });
         }
     }
 
     /// Ends the orders whose time is over.
     pub(super) fn expire(&mut self, now: Instant, out: &mut Outbox) {
-        self.in_flight.retain_mut(|order| {
-            let late = order.until <= now;
-            if late {
-                let id = std::mem::take(&mut order.id);
-                out.push(Output::Answer { id, outcome: Err(Failure::Silent(order.patience)) });
-            }
-            !late
-        });
+        self.in_flight.expire(now, out);
     }
 
     /// Ends all: the peer is gone.
     pub(super) fn abandon(&mut self, out: &mut Outbox) {
-        for order in self.in_flight.drain(..) {
-            out.push(Output::Answer { id: order.id, outcome: Err(Failure::Offline) });
-        }
+        self.in_flight.abandon(out);
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.in_flight.iter().map(|order| order.until).min()
+        self.in_flight.deadline()
     }
 
     fn next(&mut self) -> u32 {

@@ -8,7 +8,7 @@ use device_models::{Report, Word};
 
 use super::Options;
 use super::frame::{Ask, Frame, Refused};
-use super::orders::Orders;
+use super::orders::{self, Orders};
 use crate::admitted::Admitted;
 use crate::http::{Answer, Method, Request, RequestError, status_of};
 use crate::session::{Claim, Fault, Identity, Input, Outbox, Output, Refusal, Session, Ticket};
@@ -75,7 +75,7 @@ impl Session for Talk {
                 Ok(())
             }
             Input::Command(command) => {
-                self.orders.take(now, &command, out);
+                orders::keep(&mut self.orders, now, &command, out);
                 self.polled(out);
                 Ok(())
             }
@@ -270,7 +270,7 @@ impl Talk {
     /// Gives a device that waits the oldest order there is.
     fn polled(&mut self, out: &mut Outbox) {
         let State::Polling { device, .. } = &self.state else { return };
-        let Some(order) = self.orders.next(device) else { return };
+        let Some(order) = self.orders.take_oldest(device) else { return };
         let answer = self.answer("200 OK").field("Content-Type", "application/json");
         let head = answer.field("Content-Length", &order.len().to_string()).head(self.last);
         self.answered([head.as_bytes(), &order].concat(), out);

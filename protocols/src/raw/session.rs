@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use device_models::{Command, Failure, Outcome, Report};
@@ -11,6 +11,7 @@ use super::Options;
 use super::frame::{self, Splitter};
 use super::line::{self, Echo, Line, Said, Wrong};
 use crate::admitted::Admitted;
+use crate::awaited::Awaited;
 use crate::session::{Claim, Fault, Identity, Input, Outbox, Output, Peer, Refusal, Session, Ticket, Wire};
 
 /// Lines of one peer that may wait for their answer. At one group commit every 100 ms that is 10,000 lines a second;
@@ -48,7 +49,7 @@ pub(super) struct Talk {
     /// Lines without an answer yet, in the order they came in.
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
-    commands: Vec<InFlight>,
+    commands: Awaited<(), COMMANDS_MAX>,
 }
 
 #[derive(Debug)]
@@ -66,13 +67,6 @@ struct Waiting {
     echo: Echo,
     bytes: usize,
     outcome: Option<Result<(), String>>,
-}
-
-#[derive(Debug)]
-struct InFlight {
-    id: String,
-    until: Instant,
-    patience: Duration,
 }
 
 // === impl Session ===
@@ -95,9 +89,7 @@ impl Session for Talk {
                 Ok(())
             }
             Input::Ended { .. } => {
-                for command in self.commands.drain(..) {
-                    out.push(Output::Answer { id: command.id, outcome: Err(Failure::Offline) });
-                }
+                self.commands.abandon(out);
                 Ok(())
             }
             Input::Exchange(_) | Input::Media(_) | Input::Piece { .. } => {
@@ -107,18 +99,11 @@ impl Session for Talk {
     }
 
     fn tick(&mut self, now: Instant, out: &mut Outbox) {
-        self.commands.retain_mut(|command| {
-            let late = command.until <= now;
-            if late {
-                let id = std::mem::take(&mut command.id);
-                out.push(Output::Answer { id, outcome: Err(Failure::Silent(command.patience)) });
-            }
-            !late
-        });
+        self.commands.expire(now, out);
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.commands.iter().map(|command| command.until).min()
+        self.commands.deadline()
     }
 
     fn paused(&self) -> bool {
@@ -144,7 +129,7 @@ impl Talk {
             queue_bytes: 0,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
-            commands: Vec::new(),
+            commands: Awaited::default(),
             options,
         }
     }
@@ -283,23 +268,21 @@ impl Talk {
     }
 
     fn command(&mut self, now: Instant, command: &Command, out: &mut Outbox) {
-        if self.commands.len() >= COMMANDS_MAX {
+        if self.commands.is_full() {
             out.push(Output::Answer { id: command.id.clone(), outcome: Err(Failure::Busy) });
             return;
         }
-        let (id, patience) = (command.id.clone(), command.patience);
-        self.commands.push(InFlight { id, until: now + patience, patience });
+        self.commands.add(now, command, ());
         out.send(line::order(&self.options, command));
     }
 
     fn reply(&mut self, id: &str, outcome: Outcome, echo: Echo, out: &mut Outbox) -> Result<(), Fault> {
-        let Some(at) = self.commands.iter().position(|command| command.id == id) else {
+        if !self.commands.take(id, None) {
             let fault = Fault::recoverable("a reply to no command that is on its way");
             self.refuse(echo, fault.to_string(), out);
             return Err(fault);
-        };
-        let command = self.commands.swap_remove(at);
-        out.push(Output::Answer { id: command.id, outcome });
+        }
+        out.push(Output::Answer { id: id.to_owned(), outcome });
         Ok(())
     }
 
@@ -418,7 +401,7 @@ mod tests {
             device: "d".to_owned(),
             product: String::new(),
             order,
-            patience: Duration::from_secs(5),
+            patience: std::time::Duration::from_secs(5),
         };
         let line = sent(&bench.give(Input::Command(command.clone())));
         assert_eq!(line, "{\"device\":\"d\",\"id\":\"c1\",\"write\":{\"target\":60}}\n");
