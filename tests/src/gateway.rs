@@ -220,7 +220,6 @@ impl Gateway {
         (status, body)
     }
 
-    /// One figure of `/metrics`: the line that begins with this text.
     /// A device reports each `n` of this range over MQTT; over when all are acknowledged.
     pub fn count_up(&self, range: std::ops::RangeInclusive<u64>) {
         let lines: Vec<_> = range.map(|n| serde_json::json!({ "properties": { "n": n } }).to_string()).collect();
@@ -241,6 +240,7 @@ impl Gateway {
         wait_for(&format!("stream {name}"), PATIENCE, found)
     }
 
+    /// One figure of `/metrics`: the line that begins with this text.
     pub fn metric(&self, line: &str) -> f64 {
         let text = self.get("/metrics");
         text.lines().find(|l| l.starts_with(line)).and_then(|l| l.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)

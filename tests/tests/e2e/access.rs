@@ -479,10 +479,12 @@ fn the_console_plays_what_wants_a_key_and_closes_viewers_over_https() {
     let playing = "const v = document.querySelector('#cameras video'); \
                    return v && v.currentTime > 0.5 && v.getVideoPlaybackQuality().totalVideoFrames > 10";
     browser.until("a playing video", PATIENCE * 2, playing);
-    browser.run("document.querySelector('details.audience').open = true");
-    browser.until("its viewer", PATIENCE, "return document.querySelector('tr[data-viewer] button')");
-    let first = browser.run("return document.querySelector('tr[data-viewer]').dataset.viewer");
-    browser.run("document.querySelector('tr[data-viewer] button').click()");
+    let open = "const all = document.querySelector('details.audience'); if (all) all.open = true; return Boolean(all)";
+    browser.until("the list of viewers", PATIENCE, open);
+    // Looked at and pressed at once: the page draws its rows anew.
+    let send_away = "const row = document.querySelector('tr[data-viewer]'); row?.querySelector('button')?.click(); \
+                     return row && row.dataset.viewer";
+    let first = browser.until("its viewer", PATIENCE, send_away);
     // The player comes again by itself, as another viewer.
     let other =
         format!("const row = document.querySelector('tr[data-viewer]'); return row && row.dataset.viewer !== {first}");

@@ -54,25 +54,7 @@ fn every_complaint_has_a_test_that_exists() {
 
 /// The Rust text of all crates.
 fn sources() -> String {
-    let mut sources = String::new();
-    let mut folders = vec![
-        root().join("tests"),
-        root().join("gateway"),
-        root().join("protocols"),
-        root().join("device-models"),
-        root().join("firmware-bridge"),
-    ];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|e| e == "rs") {
-                sources.push_str(&std::fs::read_to_string(path).unwrap());
-            }
-        }
-    }
-    sources
+    crate::style::sources().into_iter().map(|path| std::fs::read_to_string(path).unwrap()).collect()
 }
 
 fn exists(sources: &str, test: &str, row: &str) {

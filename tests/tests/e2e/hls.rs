@@ -45,6 +45,16 @@ fn wait_live(gateway: &Gateway) -> Value {
     gateway.wait_stream("live/x", |_| true)
 }
 
+/// A gateway with the stream `live/x` that goes on and on; what is in the folder goes with it.
+fn playing(more: &str) -> (TempDir, Gateway, Child) {
+    let folder = TempDir::new().unwrap();
+    let clip = clip(folder.path(), "");
+    let gateway = Gateway::start(Options::default().with(more));
+    let publisher = push(&clip, gateway.options.media, &["-stream_loop", "-1"]);
+    wait_live(&gateway);
+    (folder, gateway, publisher)
+}
+
 /// Size and checksum of each packet of a track.
 fn contents(url: &str, track: &str) -> Vec<String> {
     let arguments = ["-v", "error", "-i", url, "-map", track, "-c", "copy", "-f", "framemd5", "-"];
@@ -100,12 +110,8 @@ fn hls_js() -> PathBuf {
 
 #[test]
 fn hls_js_plays_low_latency_without_an_error() {
-    let folder = TempDir::new().unwrap();
-    let clip = clip(folder.path(), "");
-    let gateway = Gateway::start(Options::default().with("[hls]\nidle_seconds = 2"));
+    let (folder, gateway, _publisher) = playing("[hls]\nidle_seconds = 2");
     let media = gateway.options.media;
-    let _publisher = push(&clip, media, &["-stream_loop", "-1"]);
-    wait_live(&gateway);
     let page = folder.path().join("page.html");
     let html = format!(
         "<video muted></video><script src=\"file://{}\"></script><script>\
@@ -148,12 +154,8 @@ fn hls_js_plays_low_latency_without_an_error() {
 
 #[test]
 fn an_independent_parser_reads_playlists_that_block() {
-    let folder = TempDir::new().unwrap();
-    let clip = clip(folder.path(), "");
-    let gateway = Gateway::start(Options::default());
+    let (folder, gateway, _publisher) = playing("");
     let media = gateway.options.media;
-    let _publisher = push(&clip, media, &["-stream_loop", "-1"]);
-    wait_live(&gateway);
     let requirements = folder.path().join("m3u8.txt");
     std::fs::write(&requirements, "m3u8==6.0.0\n").unwrap();
     let python = sluicegate_tests::python("m3u8", &requirements);
@@ -290,12 +292,8 @@ fn another_publisher_with_another_picture_is_a_discontinuity() {
 
 #[test]
 fn gstreamer_plays_hls() {
-    let folder = TempDir::new().unwrap();
-    let clip = clip(folder.path(), "");
-    let gateway = Gateway::start(Options::default().with("[stream]\ngrace_seconds = 1"));
+    let (folder, gateway, _publisher) = playing("[stream]\ngrace_seconds = 1");
     let media = gateway.options.media;
-    let _publisher = push(&clip, media, &["-stream_loop", "-1"]);
-    wait_live(&gateway);
     let video = folder.path().join("video.h264");
     let line = format!(
         "-q souphttpsrc location=http://127.0.0.1:{media}/live/x/index.m3u8 ! hlsdemux ! qtdemux name=d \
@@ -330,12 +328,8 @@ fn gstreamer_plays_hls() {
 /// A session is a viewer, whatever connections it uses: it is listed, and one that is closed gets no more.
 #[test]
 fn viewers_are_listed_and_closed_one_by_one() {
-    let folder = TempDir::new().unwrap();
-    let clip = clip(folder.path(), "");
-    let gateway = Gateway::start(Options::default());
+    let (_folder, gateway, _publisher) = playing("");
     let media = gateway.options.media;
-    let _publisher = push(&clip, media, &["-stream_loop", "-1"]);
-    wait_live(&gateway);
     let playlists = [0, 1].map(|_| {
         let index = text(media, "/live/x/index.m3u8");
         format!("/live/x/{}", index.lines().find(|line| line.starts_with("media.m3u8?viewer=")).expect("a playlist"))

@@ -1,4 +1,4 @@
-"""A WebRTC peer on aiortc: webrtc_peer.py watch|publish URL COUNT SECONDS [--blind]
+"""A WebRTC peer on aiortc: peer.py watch|publish URL COUNT SECONDS [--blind]
 
 Starts COUNT sessions of a WHEP or WHIP URL, each SECONDS long, and prints what they saw as one JSON line. `--blind`: the
 frames are counted and not decoded, for load. Prints "connected" once all sessions are.
