@@ -1,5 +1,8 @@
 //! HOW it all runs: all I/O, threads and policy. `main.rs` is the command line; `app.rs` is the one place that knows
 //! all the parts.
+//!
+//! Must not be in here: how a thing speaks (`protocols`), what its words mean (`device-models`), the contract with firmware
+//! (`firmware-bridge`).
 
 pub mod admin;
 pub mod admission;

@@ -1,4 +1,7 @@
 //! The command line: verbs, flags, exit codes (0 well, 1 failed, 2 bad usage or configuration).
+//!
+//! Inside: the verbs; `store.rs` those about the store, `log.rs` what is written to the log. Must not be in here: what a verb
+//! does beyond reading its flags, calling the part and printing.
 
 mod log;
 mod store;

@@ -1,7 +1,7 @@
 //! Runs one session over one wire: the loop that waits for whatever comes first.
 //!
 //! The driver, not the protocol, enforces frame size, admission time, silence, write time and the size of what waits to
-//! be written. What the session wants done is carried out in `conversation.rs`.
+//! be written. What the session wants done is carried out in `conversation/`.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;

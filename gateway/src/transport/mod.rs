@@ -1,6 +1,6 @@
 //! The wires: TCP, TLS, UDP, serial. Written once; every protocol runs on them through `drive.rs`.
 //!
-//! `drive.rs` runs one session over one wire, `conversation.rs` does what it wants, `unwritten.rs` holds what it says, `unsettled.rs` what it was promised, `line.rs` the devices it speaks
+//! `drive.rs` runs one session over one wire, `conversation/` does what it wants, `unwritten.rs` holds what it says, `unsettled.rs` what it was promised, `line.rs` the devices it speaks
 //! for; `tcp.rs`, `udp.rs` and `serial.rs` make wires; `sniff.rs` decides which
 //! protocol a connection speaks. Must not be in here: anything that knows one protocol.
 

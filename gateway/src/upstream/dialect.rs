@@ -5,12 +5,13 @@
 //! [begins](Dialect::begin), and when a publication [departs](Dialect::depart). What it cannot say it names in
 //! [`Said::left_out`]; nothing is left out in silence.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use device_models::wire::{Catalog, Clock, Compression, Hole, WireError};
-use device_models::{Class, Message};
+use device_models::{Body, Class, Message, Value};
 
 use super::alink::Alink;
 pub(super) use super::destination::{Origin, Publication};
@@ -328,6 +329,24 @@ impl From<Vec<Publication>> for Said {
     fn from(publications: Vec<Publication>) -> Self {
         Self { publications, left_out: Vec::new() }
     }
+}
+
+// === backlog ===
+
+/// Where a platform knows only the present: of backlog, the newest value of each property goes. These are the others, by
+/// number and place in the message; `present` says which values are of that kind.
+pub(super) fn superseded(messages: &[(u64, Message)], present: impl Fn(&Value) -> bool) -> HashSet<(u64, usize)> {
+    let mut seen = HashSet::new();
+    let mut older = HashSet::new();
+    for (seq, message) in messages.iter().rev() {
+        let Body::Properties(samples) = &message.body else { continue };
+        for (at, sample) in samples.iter().enumerate().rev() {
+            if present(&sample.value) && !seen.insert((&message.thing, &sample.name)) {
+                older.insert((*seq, at));
+            }
+        }
+    }
+    older
 }
 
 // === ids as topic levels ===

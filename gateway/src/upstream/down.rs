@@ -222,10 +222,16 @@ fn word(outcome: &Outcome) -> &'static str {
 
 /// What a platform sent, where its dialect speaks JSON; why it is none, or that it is too long.
 pub(super) fn json(payload: &[u8]) -> Result<serde_json::Value, String> {
+    fits(payload)?;
+    serde_json::from_slice(payload).map_err(|error| error.to_string())
+}
+
+/// Why a command of any dialect is too long.
+pub(super) fn fits(payload: &[u8]) -> Result<(), String> {
     if payload.len() > COMMAND_BYTES_MAX {
         return Err(format!("a command has at most {COMMAND_BYTES_MAX} bytes"));
     }
-    serde_json::from_slice(payload).map_err(|error| error.to_string())
+    Ok(())
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use device_models::wire::{WireError, message_json};
 use device_models::{Body, Message, Order, Quality, Sample, Value};
 use serde_json::{Value as Json, json};
 
-use super::dialect::{Dialect, Heard, Parcel, Publication, Run, Said, Scope, Station, level, unlevel};
+use super::dialect::{Dialect, Heard, Parcel, Publication, Run, Said, Scope, Station, level, superseded, unlevel};
 use super::down::{COMMAND_BYTES_MAX, Command, Malformed, PATIENCE};
 use super::entities;
 use super::things::Known;
@@ -68,7 +68,7 @@ impl Dialect for HomeAssistant {
 
     fn encode(&self, parcel: &Parcel<'_>) -> Result<Said, WireError> {
         let mut said = Said::default();
-        let superseded = if parcel.hist { superseded(parcel.messages) } else { HashSet::new() };
+        let superseded = if parcel.hist { superseded(parcel.messages, |_| true) } else { HashSet::new() };
         said.leave_out("superseded", superseded.len() as u64);
         for (seq, message) in parcel.messages {
             match &message.body {
@@ -122,22 +122,6 @@ fn availability(scope: Scope<'_>, thing: &str, online: bool) -> Publication {
     let payload = if online { "online" } else { "offline" };
     let topic = format!("{}/availability", place(scope, thing));
     Publication::new(topic, payload.as_bytes().to_vec()).retained()
-}
-
-/// Home Assistant knows only the present: of backlog, the newest value of each property goes. These are the others, by
-/// number and place in the message.
-fn superseded(messages: &[(u64, Message)]) -> HashSet<(u64, usize)> {
-    let mut seen = HashSet::new();
-    let mut older = HashSet::new();
-    for (seq, message) in messages.iter().rev() {
-        let Body::Properties(samples) = &message.body else { continue };
-        for (at, sample) in samples.iter().enumerate().rev() {
-            if !seen.insert((&message.thing, &sample.name)) {
-                older.insert((*seq, at));
-            }
-        }
-    }
-    older
 }
 
 fn state(scope: Scope<'_>, message: &Message, sample: &Sample, said: &mut Said) {

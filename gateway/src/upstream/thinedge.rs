@@ -11,8 +11,8 @@ use device_models::wire::{WireError, time_text};
 use device_models::{Body, Class, Level, Message, Order, Outcome, Value};
 use serde_json::{Map, Value as Json, json};
 
-use super::dialect::{Dialect, Heard, Parcel, Publication, Run, Said, Scope, Station, level, unlevel};
-use super::down::{COMMAND_BYTES_MAX, Command, Malformed, PATIENCE};
+use super::dialect::{Dialect, Heard, Parcel, Publication, Run, Said, Scope, Station, level, superseded, unlevel};
+use super::down::{self, Command, Malformed, PATIENCE};
 use super::things::Known;
 
 #[derive(Debug)]
@@ -84,7 +84,7 @@ impl Dialect for ThinEdge {
 
     fn encode(&self, parcel: &Parcel<'_>) -> Result<Said, WireError> {
         let mut said = Said::default();
-        let superseded = if parcel.hist { superseded(parcel.messages) } else { HashSet::new() };
+        let superseded = if parcel.hist { superseded(parcel.messages, is_twin) } else { HashSet::new() };
         said.leave_out("superseded", superseded.len() as u64);
         for (seq, message) in parcel.messages {
             match &message.body {
@@ -106,12 +106,12 @@ impl Dialect for ThinEdge {
         let (Some(thing), Some(action), false) = (unlevel(thing), unlevel(name), payload.is_empty()) else {
             return Heard::Nothing;
         };
-        if payload.len() > COMMAND_BYTES_MAX || name.contains(':') {
-            return Heard::Unreadable(format!("a command has at most {COMMAND_BYTES_MAX} bytes, and its name no `:`"));
+        if name.contains(':') {
+            return Heard::Unreadable("a command's name has no `:`".to_owned());
         }
-        let mut json: Json = match serde_json::from_slice(payload) {
+        let mut json = match down::json(payload) {
             Ok(json) => json,
-            Err(error) => return Heard::Unreadable(error.to_string()),
+            Err(why) => return Heard::Unreadable(why),
         };
         if json.get("status").and_then(Json::as_str) != Some("init") {
             return Heard::Nothing;
@@ -175,20 +175,9 @@ fn properties(seq: u64, message: &Message, superseded: &HashSet<(u64, usize)>, s
     said.publications.append(&mut twins);
 }
 
-/// A twin knows only the present: of backlog, the newest value goes. These are the others, by number and place.
-fn superseded(messages: &[(u64, Message)]) -> HashSet<(u64, usize)> {
-    let mut seen = HashSet::new();
-    let mut older = HashSet::new();
-    for (seq, message) in messages.iter().rev() {
-        let Body::Properties(samples) = &message.body else { continue };
-        for (at, sample) in samples.iter().enumerate().rev() {
-            let twin = !measurable(&sample.value) && sample.value != Value::Null;
-            if twin && !seen.insert((&message.thing, &sample.name)) {
-                older.insert((*seq, at));
-            }
-        }
-    }
-    older
+/// What goes to the twin, which knows only the present.
+fn is_twin(value: &Value) -> bool {
+    !measurable(value) && *value != Value::Null
 }
 
 /// Everything but properties.

@@ -26,7 +26,7 @@ use self::payload::{Datum, Metric, Payload, numbered};
 use super::dialect::{
     Around, Beginning, Dialect, Heard, Parcel, Publication, Run, Said, Scope, Station, Wait, level, unlevel,
 };
-use super::down::{COMMAND_BYTES_MAX, Command, Malformed, PATIENCE};
+use super::down::{self, Command, Malformed, PATIENCE};
 use super::queue::Cut;
 use super::things::Known;
 use crate::config;
@@ -377,8 +377,8 @@ impl Dialect for Sparkplug {
         if !self.primary_host.is_empty() && topic == self.state_topic() {
             return self.host(payload);
         }
-        if payload.len() > COMMAND_BYTES_MAX {
-            return Heard::Unreadable(format!("a command has at most {COMMAND_BYTES_MAX} bytes"));
+        if let Err(why) = down::fits(payload) {
+            return Heard::Unreadable(why);
         }
         let metrics = match Payload::decode(payload) {
             Ok(payload) => payload.metrics,

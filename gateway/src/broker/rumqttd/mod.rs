@@ -7,32 +7,35 @@
 //!
 //! What the router must never see: MQTT 5 properties (they wait here and rejoin the message), topics or filters that
 //! begin with `$` (our own core routes them, and with them every shared subscription), a first byte that is not ASCII
-//! ([`name`]), retained messages, QoS above 0 (no acknowledgement is ever forwarded, so none can be out of order), more
+//! (`router.rs`), retained messages, QoS above 0 (no acknowledgement is ever forwarded, so none can be out of order), more
 //! unread bytes than its log holds ([`FLIGHT_BYTES_MAX`]), a disconnected link (links are cleaned and used again), more
 //! links, filters and topics than the limits below: it frees none of them. Blocking calls into it are made on one thread.
 //!
 //! Sessions are not kept with this core: every session ends with its connection.
+//!
+//! Inside: what both sides share and the exchange's part; `fanout.rs` our books about the router, `router.rs` its thread.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::io;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use protocols::Refusal;
 use protocols::exchange::Publication;
 use protocols::mqtt::topic;
-use rumqttd::local::{LinkBuilder, LinkError, LinkRx, LinkTx};
-use rumqttd::{Notification, Router, RouterConfig};
 use tokio::sync::oneshot;
-use tracing::{error, warn};
+use tracing::error;
 
 use super::Shared;
 use super::core::Core;
 use super::sessions::Queued;
 use super::topics::Slot;
 use crate::threads::{self, Tasks};
+
+mod fanout;
+mod router;
 
 /// Subscribing connections at a time: each costs the router some 38 KB.
 const LINKS_MAX: usize = 1_000;
@@ -147,7 +150,7 @@ pub(super) fn start(shared: &Arc<Shared>, tasks: &Tasks) -> io::Result<()> {
     threads::thread("broker-rumqttd", move || {
         let _entered = runtime.enter();
         let (weak, tasks) = carrier;
-        if let Err(error) = carry(&received, &weak, &tasks)
+        if let Err(error) = router::carry(&received, &weak, &tasks)
             && let Some(shared) = weak.upgrade()
         {
             shared.lock().do_without(&error.to_string());
@@ -167,140 +170,6 @@ pub(super) fn start(shared: &Arc<Shared>, tasks: &Tasks) -> io::Result<()> {
     });
     tasks.spawn("broker-rumqttd", watch(Arc::clone(shared), tasks.clone()));
     Ok(())
-}
-
-// === impl Fanout ===
-
-impl Fanout {
-    /// Whether a publisher must wait until the router has caught up.
-    pub(super) fn is_busy(&self, publication: &Publication) -> bool {
-        let bytes = flight_bytes(publication);
-        self.flights.len() >= FLIGHTS_MAX || self.bytes > 0 && self.bytes + bytes > FLIGHT_BYTES_MAX
-    }
-
-    /// A message about to go through the router; `None` when our own core must route it.
-    pub(super) fn flight(&mut self, publication: &Publication) -> Option<Flight> {
-        if publication.topic.starts_with('$') || self.is_busy(publication) {
-            return None;
-        }
-        if !self.topics.contains(&publication.topic) {
-            if self.topics.len() >= TOPICS_MAX {
-                return None;
-            }
-            self.topics.insert(Arc::clone(&publication.topic));
-        }
-        let (publication, bytes) = (publication.clone(), flight_bytes(publication));
-        Some(Flight { publication, bytes, started: Instant::now(), copies: Vec::new() })
-    }
-
-    /// Notes what the router owes this session. Gives the message back when the session has no link.
-    pub(super) fn expect(
-        &self,
-        flight: &mut Flight,
-        slot: Slot,
-        copies: usize,
-        message: Option<Queued>,
-    ) -> Option<Queued> {
-        let Some(lane) = self.lanes.get(&slot) else { return message };
-        flight.copies.push(Copies { link: lane.link, slot, left: copies, message });
-        None
-    }
-
-    /// The session's connection is gone.
-    pub(super) fn release(&mut self, slot: Slot) {
-        let Some(lane) = self.lanes.remove(&slot) else { return };
-        for flight in self.flights.values_mut() {
-            flight.copies.retain(|copies| copies.link != lane.link);
-        }
-        self.land();
-        self.clean(lane.link, lane.filters);
-    }
-
-    fn clean(&mut self, link: Link, filters: BTreeSet<Arc<str>>) {
-        if filters.is_empty() {
-            self.free.push(link);
-        } else if let Err(error) = self.orders.try_send(Order::Clean { link, filters })
-            && let std::sync::mpsc::TrySendError::Full(Order::Clean { link, filters }) = error
-        {
-            self.unclean.push((link, filters));
-        }
-    }
-
-    /// Takes flights off that owe nobody anything. True when there was one.
-    fn land(&mut self) -> bool {
-        let before = self.flights.len();
-        let bytes = &mut self.bytes;
-        self.flights.retain(|_, flight| {
-            let flying = !flight.copies.is_empty();
-            *bytes -= if flying { 0 } else { flight.bytes };
-            flying
-        });
-        self.flights.len() < before
-    }
-
-    fn send(&mut self, flight: Flight) -> Result<(), Flight> {
-        let (topic, payload) = (Arc::clone(&flight.publication.topic), flight.publication.payload.clone());
-        if self.orders.try_send(Order::Publish { number: self.next, topic, payload }).is_err() {
-            return Err(flight);
-        }
-        self.bytes += flight.bytes;
-        self.flights.insert(self.next, flight);
-        self.next += 1;
-        Ok(())
-    }
-
-    /// Asks the router for a filter; `None` when it has it already.
-    fn subscribe(&mut self, slot: Slot, filter: &str) -> Result<Option<oneshot::Receiver<()>>, Refusal> {
-        if !self.filters.contains(filter) && self.filters.len() >= FILTERS_MAX {
-            return Err(Refusal::Limit(format!("{FILTERS_MAX} filters in this core")));
-        }
-        let link = match self.lanes.get(&slot) {
-            Some(lane) if lane.filters.contains(filter) => return Ok(None),
-            Some(lane) if lane.filters.len() >= LINK_FILTERS_MAX => {
-                return Err(Refusal::Limit(format!("{LINK_FILTERS_MAX} filters of one connection in this core")));
-            }
-            Some(lane) => lane.link,
-            None => {
-                let link = self.link()?;
-                self.lanes.insert(slot, Lane { link, filters: BTreeSet::new() });
-                link
-            }
-        };
-        let filter: Arc<str> = Arc::from(filter);
-        let (done, answer) = oneshot::channel();
-        if self.orders.try_send(Order::Subscribe { link, filter: Arc::clone(&filter), done }).is_err() {
-            return Err(not_answering());
-        }
-        self.filters.insert(Arc::clone(&filter));
-        if let Some(lane) = self.lanes.get_mut(&slot) {
-            lane.filters.insert(filter);
-        }
-        Ok(Some(answer))
-    }
-
-    fn link(&mut self) -> Result<Link, Refusal> {
-        if let Some(link) = self.free.pop() {
-            return Ok(link);
-        }
-        if self.made >= LINKS_MAX {
-            return Err(Refusal::Limit(format!("{LINKS_MAX} subscribing connections in this core")));
-        }
-        self.made += 1;
-        Ok(self.made - 1)
-    }
-
-    fn unsubscribe(&mut self, slot: Slot, filter: &str) -> Option<(Link, oneshot::Receiver<()>)> {
-        let lane = self.lanes.get_mut(&slot)?;
-        let filter = lane.filters.take(filter)?;
-        let (done, answer) = oneshot::channel();
-        let order = Order::Unsubscribe { link: lane.link, filter: Arc::clone(&filter), done };
-        if self.orders.try_send(order).is_err() {
-            // The link stays subscribed; what comes of it has no taker.
-            lane.filters.insert(filter);
-            return None;
-        }
-        Some((lane.link, answer))
-    }
 }
 
 // === impl Core ===
@@ -451,119 +320,12 @@ impl Shared {
     }
 }
 
-// === the router's thread ===
-
-/// Carries out orders until the exchange is gone. The only place that may block in the router.
-fn carry(orders: &Receiver<Order>, shared: &std::sync::Weak<Shared>, tasks: &Tasks) -> Result<(), Box<LinkError>> {
-    let config = RouterConfig {
-        max_connections: LINKS_MAX + 1,
-        max_outgoing_packet_count: READ_MAX,
-        max_segment_size: SEGMENT_BYTES,
-        max_segment_count: SEGMENTS,
-        ..RouterConfig::default()
-    };
-    let router = Router::new(0, config).spawn();
-    let (mut publisher, _acknowledgements, _) = LinkBuilder::new("publisher", router.clone()).build()?;
-    let mut links: HashMap<Link, (LinkTx, Waiters)> = HashMap::new();
-    while let Ok(order) = orders.recv() {
-        let link = match &order {
-            Order::Publish { number, topic, payload } => {
-                let mut numbered = BytesMut::with_capacity(8 + payload.len());
-                numbered.put_u64(*number);
-                numbered.put_slice(payload);
-                publisher.publish(name(topic), numbered.freeze())?;
-                continue;
-            }
-            Order::Subscribe { link, .. } | Order::Unsubscribe { link, .. } | Order::Clean { link, .. } => *link,
-        };
-        if let std::collections::hash_map::Entry::Vacant(entry) = links.entry(link) {
-            let (sender, receiver, _) = LinkBuilder::new(&format!("subscriber-{link}"), router.clone()).build()?;
-            let waiters = Waiters::default();
-            let Some(shared) = shared.upgrade() else { return Ok(()) };
-            tasks.spawn("broker-rumqttd", pump(shared, link, receiver, Arc::clone(&waiters), tasks.clone()));
-            entry.insert((sender, waiters));
-        }
-        let Some((sender, waiters)) = links.get_mut(&link) else { continue };
-        let wait = |waiter| waiters.lock().unwrap_or_else(PoisonError::into_inner).push_back(waiter);
-        match order {
-            Order::Publish { .. } => {}
-            Order::Subscribe { filter, done, .. } => {
-                wait(Waiter::Asked(done));
-                sender.subscribe(name(&filter))?;
-            }
-            Order::Unsubscribe { filter, done, .. } => {
-                wait(Waiter::Asked(done));
-                sender.unsubscribe(name(&filter))?;
-            }
-            Order::Clean { filters, .. } => {
-                let last = filters.len().saturating_sub(1);
-                for (index, filter) in filters.iter().enumerate() {
-                    wait(if index == last { Waiter::Clean } else { Waiter::Cleaning });
-                    sender.unsubscribe(name(filter))?;
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Empties a link as fast as the router fills it: how slow its subscriber is shows in the subscriber's own queue.
-async fn pump(shared: Arc<Shared>, link: Link, mut receiver: LinkRx, waiters: Waiters, tasks: Tasks) {
-    loop {
-        let next = tokio::select! {
-            next = receiver.next() => next,
-            () = tasks.stopping() => return,
-        };
-        let went_on = match next {
-            Ok(Some(Notification::Forward(forward))) => {
-                shared.lock().arrived(link, forward.publish.payload);
-                Ok(())
-            }
-            Ok(Some(Notification::DeviceAck(_))) => {
-                match waiters.lock().unwrap_or_else(PoisonError::into_inner).pop_front() {
-                    // Who asked may have left since.
-                    Some(Waiter::Asked(done)) => drop(done.send(())),
-                    Some(Waiter::Clean) => {
-                        if let Some(fanout) = &mut shared.lock().fanout {
-                            fanout.free.push(link);
-                        }
-                    }
-                    Some(Waiter::Cleaning) | None => {}
-                }
-                Ok(())
-            }
-            Ok(Some(Notification::Unschedule)) => receiver.wake().await,
-            Ok(Some(Notification::Disconnect(..))) => Err(LinkError::ConnectionAck("a link was closed".to_owned())),
-            Ok(_) => Ok(()),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = went_on {
-            warn!(%error, link, "a link to rumqttd's router is gone");
-            return shared.lock().do_without(&error.to_string());
-        }
-    }
-}
-
 async fn watch(shared: Arc<Shared>, tasks: Tasks) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => shared.lock().look_at_flights(Instant::now()),
             () = tasks.stopping() => return,
         }
-    }
-}
-
-/// What the router's log counts of a message, and somewhat more.
-fn flight_bytes(publication: &Publication) -> usize {
-    publication.topic.len() + publication.payload.len() + 32
-}
-
-/// A topic or filter as the router can take it: it cuts after the first byte, in the middle of a character that is not
-/// ASCII. Wildcards match it as before.
-fn name(name: &str) -> String {
-    match name.bytes().next() {
-        Some(first) if !first.is_ascii() || first == PREFIX => format!("{}{name}", char::from(PREFIX)),
-        _ => name.to_owned(),
     }
 }
 
