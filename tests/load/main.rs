@@ -42,9 +42,9 @@ enum Command {
     Streams(streams::Plan),
     /// Thousands of viewers of a camera that shows next to nothing: memory.
     IdleViewers(streams::IdlePlan),
-    /// Many cameras, no viewers: gateway and nginx-rtmp.
+    /// Many cameras, no viewers: gateway and nginx-rtmp. Half a minute a server.
     Publishers(streams::IngestPlan),
-    /// A few cameras with a few viewers each.
+    /// A few cameras with a few viewers each. Half a minute a server and container.
     Channels(streams::ChannelsPlan),
     /// Connect, publish, play, leave, thousands of times: what is left behind.
     Sessions(streams::SessionsPlan),

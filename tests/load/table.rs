@@ -30,7 +30,10 @@ impl Table {
         self.notes.push(note.into());
     }
 
+    /// Adds a row, and says it: the table comes after minutes, and who waits wants to see that it goes on.
     pub(crate) fn row(&mut self, cells: Vec<Cell>) {
+        let said = self.columns.iter().zip(&cells).filter(|(column, _)| !column.is_empty());
+        eprintln!("{}", said.map(|(column, cell)| format!("{column}: {cell}")).collect::<Vec<_>>().join(", "));
         self.rows.push(cells);
     }
 

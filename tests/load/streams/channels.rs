@@ -24,6 +24,7 @@ const RSS_MB_MAX: f64 = 30.0;
 /// `load channels`.
 #[derive(Debug, Args)]
 pub(crate) struct ChannelsPlan {
+    /// 0: what the gateway takes with nothing to do.
     #[arg(long, default_value_t = 3)]
     cameras: usize,
     /// Viewers of each.
@@ -33,8 +34,12 @@ pub(crate) struct ChannelsPlan {
     modes: Vec<Container>,
     #[arg(long, default_value_t = 20)]
     seconds: u64,
+    /// Peers beside Debian's nginx-rtmp: fetched from npm, built from crates.io (which takes minutes).
     #[arg(long, value_delimiter = ',', value_enum)]
     peers: Vec<Peer>,
+    /// The gateway alone.
+    #[arg(long)]
+    alone: bool,
 }
 
 pub(crate) fn run(plan: &ChannelsPlan) -> anyhow::Result<Table> {
@@ -56,7 +61,7 @@ pub(crate) fn run(plan: &ChannelsPlan) -> anyhow::Result<Table> {
     ]);
     table.note(format!("each {:.2} Mb/s, 25 fps H.264 + AAC, key frame every 2 s", scene.clip.rate()));
     for &mode in &plan.modes {
-        for kind in kinds(mode, &plan.peers) {
+        for kind in kinds(mode, &plan.peers).into_iter().filter(|kind| !plan.alone || *kind == Kind::Gateway) {
             add(&mut table, plan, kind, mode, &scene)?;
         }
     }

@@ -26,6 +26,7 @@ pub(crate) struct IdlePlan {
     modes: Vec<Container>,
     #[arg(long, default_value_t = 10)]
     seconds: u64,
+    /// Peers beside Debian's nginx-rtmp: fetched from npm, built from crates.io (which takes minutes).
     #[arg(long, value_delimiter = ',', value_enum)]
     peers: Vec<Peer>,
 }

@@ -26,8 +26,12 @@ pub(crate) struct IngestPlan {
     publishers: usize,
     #[arg(long, default_value_t = 10)]
     seconds: u64,
+    /// Peers beside Debian's nginx-rtmp: fetched from npm, built from crates.io (which takes minutes).
     #[arg(long, value_delimiter = ',', value_enum)]
     peers: Vec<Peer>,
+    /// The gateway alone.
+    #[arg(long)]
+    alone: bool,
 }
 
 pub(crate) fn run(plan: &IngestPlan) -> anyhow::Result<Table> {
@@ -53,7 +57,7 @@ pub(crate) fn run(plan: &IngestPlan) -> anyhow::Result<Table> {
         scene.clip.gop_bytes() / 1000,
         plan.seconds
     ));
-    for kind in kinds(Container::Rtmp, &plan.peers) {
+    for kind in kinds(Container::Rtmp, &plan.peers).into_iter().filter(|kind| !plan.alone || *kind == Kind::Gateway) {
         add(&mut table, plan, kind, &scene)?;
     }
     Ok(table)

@@ -155,7 +155,7 @@ fn command(kind: Kind, setup: &Setup, port: u16, http: u16, folder: &Path) -> an
         Kind::Xiu => {
             let said = format!(
                 "[rtmp]\nenabled = true\nport = {port}\ngop_num = 1\n[httpflv]\nenabled = true\nport = {http}\n\
-                 [log]\nlevel = \"error\"\n"
+                 [authsecret]\nkey = \"\"\npassword = \"\"\n[log]\nlevel = \"error\"\n"
             );
             std::fs::write(&config, said)?;
             let mut command = Command::new(peers::xiu()?);

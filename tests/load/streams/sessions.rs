@@ -43,6 +43,7 @@ pub(crate) struct SessionsPlan {
     /// The gateway alone.
     #[arg(long)]
     alone: bool,
+    /// Peers beside Debian's nginx-rtmp: fetched from npm, built from crates.io (which takes minutes).
     #[arg(long, value_delimiter = ',', value_enum)]
     peers: Vec<Peer>,
 }

@@ -22,6 +22,7 @@ pub(crate) struct StormPlan {
     viewers: usize,
     #[arg(long, value_delimiter = ',', value_enum, default_value = "http-flv,rtmp")]
     modes: Vec<Container>,
+    /// Peers beside Debian's nginx-rtmp: fetched from npm, built from crates.io (which takes minutes).
     #[arg(long, value_delimiter = ',', value_enum)]
     peers: Vec<Peer>,
 }
