@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -56,7 +57,8 @@ impl Mosquitto {
     pub fn pause(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.signal(rustix::process::Signal::TERM);
-            child.wait(Duration::from_secs(10));
+            // It writes its store first, which a flood makes hundreds of megabytes.
+            child.wait(PATIENCE * 2);
         }
     }
 }
@@ -148,6 +150,11 @@ impl Receiver {
             self.seen.len(),
             self.seen.last()
         );
+    }
+
+    /// The next message, which is not kept in `seen`.
+    pub fn next(&mut self, patience: Duration) -> anyhow::Result<Value> {
+        self.lines.recv_timeout(patience).with_context(|| format!("nothing came within {patience:?}"))
     }
 
     /// Takes in what has been printed by now.
