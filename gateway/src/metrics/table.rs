@@ -94,6 +94,8 @@ figures! {
     ThingsOnline "things_online" SampledGauge [] "Things online now";
     ThingsForgotten "things_forgotten_total" Counter ["adapter"] "Things that had registered themselves and were forgotten for newer ones";
     Streams "streams" SampledGauge [] "Live streams";
+    StreamRefused "streams_refused_total" SampledCounter ["reason"] "Publishers and viewers that the streaming core turned away: publishers and viewers above their limits (and publishers of live streams without takeover), orphans of a stream that was gone, those that found a busy thread";
+    CameraWordsReplaced "camera_words_replaced_total" SampledCounter [] "Words of cameras about their streams that gave way to newer ones of theirs while the intake was full";
     StreamViewers "stream_viewers" SampledGauge ["stream"] "Viewers of the stream";
     StreamViewersElsewhere "stream_viewers_elsewhere" SampledGauge ["stream"] "Of these, served by other stream threads than the stream's own";
     StreamLag "stream_viewer_lag_seconds" SampledGauge ["stream"] "How far the viewer that is furthest behind is, media time";
@@ -135,6 +137,7 @@ figures! {
     HlsViewers "hls_viewers" SampledGauge ["stream"] "Players of the stream that asked for a playlist lately";
     HlsBytes "hls_bytes" SampledGauge ["stream"] "Bytes of segments kept in memory";
     HlsRequests "hls_requests_total" Counter ["piece"] "Requests of HLS players that were let in, by what they asked for";
+    HlsSent "hls_sent_bytes_total" Counter [] "Bytes of playlists and pieces given to HLS players";
     HlsRefused "hls_refused_total" Counter ["reason"] "Requests of HLS players that were let in and got nothing, by reason";
     ThreadBusy "thread_busy_ratio" Gauge ["thread"] "Part of the time a pinned thread works, 0 to 1";
     ThreadLag "thread_loop_lag_seconds" Gauge ["thread"] "Longest wait of a pinned thread's loop in its last second";

@@ -21,7 +21,7 @@ pub struct ViewerInfo {
     /// Unique since the gateway started.
     pub id: u64,
     pub peer: Option<SocketAddr>,
-    /// `rtmp`, `http-flv`, `ws-flv`, `rtsp`, `hls` (of which only peer and time are known).
+    /// `rtmp`, `http-flv`, `ws-flv`, `rtsp`, `hls`.
     pub container: &'static str,
     /// How it gets H.265 said: `enhanced` or `legacy`.
     pub hevc: &'static str,
@@ -29,11 +29,12 @@ pub struct ViewerInfo {
     pub thread: String,
     /// Since when, microseconds since 1970 UTC.
     pub since_us: i64,
-    /// Bytes handed to the kernel.
+    /// Bytes handed to the kernel; of `hls`, of playlists and pieces.
     pub bytes: u64,
-    /// FLV tags or RTMP messages of the stream handed to the kernel, the one in flight included.
+    /// FLV tags or RTMP messages of the stream handed to the kernel, the one in flight included; of `hls`, segments and
+    /// parts.
     pub tags: u64,
-    /// How far the next byte it gets is behind the newest one, in media time.
+    /// How far the next byte it gets is behind the newest one, in media time; of `hls`, the last piece it asked for.
     pub lag_ms: u64,
     /// Times that it was moved ahead to a key frame.
     pub skips: u64,

@@ -1,14 +1,15 @@
 //! The camera as a thing: what a stream is, said as reports of a device of its name and of the product `ip-camera`.
 //!
-//! Reports go out when the stream comes and goes, and at most every 5 s while something changes. The intake's queue is
-//! bounded: a report that finds it full is dropped and counted; the next one carries the newer state anyway.
+//! Reports go out when the stream comes and goes, and at most every 5 s while something changes. They wait for the intake
+//! in `unsaid.rs`.
 
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use device_models::{Report, Value, Word};
-use tokio::sync::mpsc;
 
 use super::info::StreamInfo;
+use super::unsaid::Unsaid;
 use crate::clock;
 
 /// The model of every camera.
@@ -28,16 +29,14 @@ const DEADBAND: f64 = 0.05;
 
 pub(super) struct Camera {
     device: String,
-    reports: mpsc::Sender<Report>,
+    unsaid: Rc<Unsaid>,
     said: Vec<(String, Value)>,
     next: Option<Instant>,
-    /// Reports that found the queue full.
-    pub dropped: u64,
 }
 
 impl Camera {
-    pub(super) fn new(device: String, reports: mpsc::Sender<Report>) -> Self {
-        Self { device, reports, said: Vec::new(), next: None, dropped: 0 }
+    pub(super) fn new(device: String, unsaid: Rc<Unsaid>) -> Self {
+        Self { device, unsaid, said: Vec::new(), next: None }
     }
 
     /// The stream has a publisher (again).
@@ -94,10 +93,9 @@ impl Camera {
         self.say(Word::Properties(properties));
     }
 
-    fn say(&mut self, word: Word) {
+    fn say(&self, word: Word) {
         let time_us = Some(clock::now_us());
-        let report = Report { device: self.device.clone(), product: Some(PRODUCT.to_owned()), time_us, word };
-        self.dropped += u64::from(self.reports.try_send(report).is_err());
+        self.unsaid.say(Report { device: self.device.clone(), product: Some(PRODUCT.to_owned()), time_us, word });
     }
 }
 
@@ -125,7 +123,10 @@ fn properties(info: &StreamInfo) -> Vec<(String, Value)> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use device_models::{Body, Models, Quality, normalize};
+    use tokio::sync::mpsc;
 
     use super::super::info::{AudioInfo, VideoInfo};
     use super::*;
@@ -142,7 +143,7 @@ mod tests {
     #[test]
     fn says_what_changed_and_no_more_often_than_every_five_seconds() {
         let (send, mut reports) = mpsc::channel(16);
-        let mut camera = Camera::new("live/gate".to_owned(), send);
+        let mut camera = Camera::new("live/gate".to_owned(), Unsaid::new(send, 1, Arc::default()));
         let start = Instant::now();
         camera.online("10.0.0.9:5000", start);
         assert_eq!(said(&mut reports).len(), 3);
@@ -167,7 +168,7 @@ mod tests {
     #[test]
     fn everything_it_says_is_in_the_model_of_cameras() {
         let (send, mut reports) = mpsc::channel(64);
-        let mut camera = Camera::new("live/gate".to_owned(), send);
+        let mut camera = Camera::new("live/gate".to_owned(), Unsaid::new(send, 1, Arc::default()));
         let start = Instant::now();
         camera.online("10.0.0.9:5000", start);
         let audio = Some(AudioInfo { codec: "AAC".to_owned(), rate: 44_100, channels: 1 });
@@ -190,13 +191,5 @@ mod tests {
             }
         }
         assert_eq!(events, ["online", "offline"]);
-    }
-
-    #[test]
-    fn a_full_intake_costs_a_count() {
-        let (send, _reports) = mpsc::channel(1);
-        let mut camera = Camera::new("live/gate".to_owned(), send);
-        camera.online("x", Instant::now());
-        assert_eq!(camera.dropped, 2);
     }
 }

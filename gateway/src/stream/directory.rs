@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
-use std::sync::{Mutex, MutexGuard, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
 use protocols::media::StreamName;
 use tokio::runtime::Handle;
@@ -87,6 +87,7 @@ pub(super) struct Shared {
     /// The ways from thread to thread.
     pub(super) seats: OnceLock<Weak<[Seat]>>,
     pub(super) refused: RefusedCounts,
+    pub(super) words_lost: Arc<AtomicU64>,
 }
 
 impl Shared {
@@ -104,6 +105,7 @@ impl Shared {
             viewer_ids: AtomicU64::new(1),
             seats: OnceLock::new(),
             refused: RefusedCounts::default(),
+            words_lost: Arc::default(),
         }
     }
 

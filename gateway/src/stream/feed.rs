@@ -14,6 +14,7 @@ use tracing::debug;
 
 use super::hub::{Hub, Origin};
 use super::{Order, StreamCore};
+use crate::hooks::Silence;
 
 /// Units on their way to the stream's thread: a second of video and audio. More means that the thread hangs.
 const UNITS_MAX: usize = 128;
@@ -69,12 +70,12 @@ fn permits(unit: &Unit) -> u32 {
 
 impl StreamCore {
     /// Becomes the stream's publisher. `origin` says where the units come from, without secrets: it is shown beside the
-    /// stream.
-    pub async fn feed(&self, stream: &StreamName, origin: &str) -> Result<Feed, Refusal> {
+    /// stream. `silence` says who is asked when nothing comes; without it the feed ends then.
+    pub async fn feed(&self, stream: &StreamName, origin: &str, silence: Option<Silence>) -> Result<Feed, Refusal> {
         self.publishable(stream)?;
         let seat = self.seat_for_publisher(stream)?;
         let (reply, opened) = oneshot::channel();
-        let order = Order::Feed { stream: stream.clone(), origin: origin.to_owned(), reply };
+        let order = Order::Feed { stream: stream.clone(), origin: origin.to_owned(), silence, reply };
         let stops = || Refusal::Unavailable("the streaming core stops".to_owned());
         if self.send(seat, order).await.is_err() {
             self.shared.arrived(stream);
@@ -92,6 +93,7 @@ pub(super) async fn run(
     hub: Rc<Hub>,
     stream: StreamName,
     origin: String,
+    silence: Option<Silence>,
     reply: oneshot::Sender<Result<Feed, Refusal>>,
 ) {
     let (source, generation, stop) = match hub.publish(&stream, &Origin::Named(origin)) {
@@ -121,7 +123,9 @@ pub(super) async fn run(
                 hub.push(&source, unit);
             }
             Ok(None) => break "the feed ended".to_owned(),
-            Err(_) => break silence(silence_max),
+            // Where a hook is asked, it decides; until the next silence, should it say that all is well.
+            Err(_) if silence.as_ref().is_some_and(|silence| silence.is_asked_about(stop.clone())) => {}
+            Err(_) => break silent(silence_max),
         }
     };
     // It is set here alone, once.
@@ -137,7 +141,7 @@ pub(super) fn stopped(current: bool) -> String {
 }
 
 /// Why a publisher that says nothing has to go.
-pub(super) fn silence(max: Duration) -> String {
+pub(super) fn silent(max: Duration) -> String {
     format!("the publisher sent nothing for {} s", max.as_secs())
 }
 
@@ -192,7 +196,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_fed_is_tapped_from_the_newest_key_frame_on() {
         let rig = Rig::new(|_| {});
-        let feed = rig.core.feed(&rig.name, "rtsp://camera/1").await.unwrap();
+        let feed = rig.core.feed(&rig.name, "rtsp://camera/1", None).await.unwrap();
         for (kind, dts) in [(Kind::Config, 0), (Kind::Key, 0), (Kind::Delta, 3600), (Kind::Key, 7200)] {
             feed.push(frame(kind, dts)).await.unwrap();
         }
@@ -221,11 +225,11 @@ mod tests {
     #[tokio::test]
     async fn a_feed_is_taken_over_and_the_tap_goes_on() {
         let rig = Rig::new(|_| {});
-        let first = rig.core.feed(&rig.name, "one").await.unwrap();
+        let first = rig.core.feed(&rig.name, "one", None).await.unwrap();
         first.push(frame(Kind::Key, 90_000)).await.unwrap();
         let mut tap = rig.core.tap(&rig.name, TAP).await.unwrap();
         assert_eq!(next(&mut tap).await, (Kind::Key, 90_000));
-        let second = rig.core.feed(&rig.name, "two").await.unwrap();
+        let second = rig.core.feed(&rig.name, "two", None).await.unwrap();
         assert_eq!(first.parted().await, Parted("another publisher took the stream over".to_owned()));
         assert!(first.push(frame(Kind::Key, 93_600)).await.is_err());
         second.push(frame(Kind::Key, 5)).await.unwrap();
@@ -244,8 +248,8 @@ mod tests {
     #[tokio::test]
     async fn a_feed_is_refused_where_takeover_is_off_and_a_silent_one_is_let_go() {
         let rig = Rig::new(|config| (config.takeover, config.silence_max_seconds) = (false, 1));
-        let first = rig.core.feed(&rig.name, "one").await.unwrap();
-        assert!(matches!(rig.core.feed(&rig.name, "two").await, Err(Refusal::Unavailable(_))));
+        let first = rig.core.feed(&rig.name, "one", None).await.unwrap();
+        assert!(matches!(rig.core.feed(&rig.name, "two", None).await, Err(Refusal::Unavailable(_))));
         assert_eq!(first.parted().await, Parted("the publisher sent nothing for 1 s".to_owned()));
         assert!(matches!(
             rig.core.tap(&StreamName::parse("live/other").unwrap(), TAP).await,

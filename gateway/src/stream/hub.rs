@@ -21,12 +21,13 @@ use tracing::{debug, info};
 
 use super::audience::ViewerInfo;
 use super::camera::Camera;
-use super::fanout::{Pick, Tally};
+use super::fanout::{Pick, Place, Tally};
 use super::gate::{Bell, Gate};
 use super::info::ThreadInfo;
 use super::socket::Socket;
 use super::sound::{self, Treatment};
 use super::source::{Generation, News, Source};
+use super::unsaid::Unsaid;
 use super::viewer::{Account, Viewer};
 use super::window::Window;
 use super::{Handover, Order, Rules, Shared, fanout, feed, ingest, sockets};
@@ -37,6 +38,9 @@ pub(super) const SWEEP: Duration = Duration::from_secs(1);
 
 /// How often the busy fraction is measured.
 const MEASURE: Duration = Duration::from_millis(250);
+
+/// How long cameras' last words may wait for the intake when the gateway stops.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 
 /// Where a publisher is.
 #[derive(Debug, Clone)]
@@ -78,7 +82,7 @@ pub(super) struct Hub {
     thread: String,
     cpu: usize,
     shared: Arc<Shared>,
-    reports: mpsc::Sender<Report>,
+    unsaid: Rc<Unsaid>,
     sources: RefCell<Vec<SharedSource>>,
     /// Sources with units that viewers have not seen.
     dirty: RefCell<Vec<SharedSource>>,
@@ -101,13 +105,14 @@ impl Hub {
     fn new(index: usize, thread: String, cpu: usize, shared: Arc<Shared>, reports: mpsc::Sender<Report>) -> Self {
         let rules = shared.rules.clone();
         let window = Window::new(rules.window_min_ms, rules.window_max_ms);
+        let unsaid = Unsaid::new(reports, rules.sources_max, shared.words_lost.clone());
         Self {
             rules,
             index,
             thread,
             cpu,
             shared,
-            reports,
+            unsaid,
             sources: RefCell::default(),
             dirty: RefCell::default(),
             visit_at: Cell::default(),
@@ -160,7 +165,7 @@ impl Hub {
     }
 
     fn source(&self, name: &StreamName) -> Source {
-        let camera = Camera::new(name.to_string(), self.reports.clone());
+        let camera = Camera::new(name.to_string(), self.unsaid.clone());
         let treatment = Treatment::new(self.rules.unplayable_audio(name));
         Source::new(name.clone(), self.rules.keep, treatment, camera, Instant::now())
     }
@@ -245,7 +250,13 @@ impl Hub {
             info!(stream = %source.borrow().name, reason, "stream has no publisher");
             source.borrow_mut().camera.offline(reason);
             // A stream that was closed is forgotten already, and stays so.
-            if self.sources.borrow().iter().any(|other| Rc::ptr_eq(other, source)) {
+            if !self.sources.borrow().iter().any(|other| Rc::ptr_eq(other, source)) {
+                return;
+            }
+            if self.rules.grace.is_zero() {
+                // Not with the next sweep: until then it would still take viewers in.
+                self.end(source, Instant::now());
+            } else {
                 self.announce(source);
             }
         }
@@ -431,6 +442,16 @@ impl Hub {
         self.shared.publish_thread(self.index, told);
     }
 
+    /// Gives viewers what they have not got yet, as far as the kernel takes it.
+    fn flush(&self, source: &SharedSource) {
+        let (mut place, mut goes_on) = (Place::default(), true);
+        while goes_on {
+            let (tally, more) = source.borrow_mut().flush(&mut place, Pick::All, self.rules.patience);
+            self.count(&tally);
+            goes_on = more;
+        }
+    }
+
     fn announce(&self, source: &SharedSource) {
         let info = source.borrow().info(&self.thread);
         self.shared.publish_info(self.index, &source.borrow().name, info);
@@ -439,6 +460,7 @@ impl Hub {
 
     pub(super) fn end(&self, source: &SharedSource, now: Instant) {
         source.borrow().stop_publisher();
+        self.flush(source);
         let tally = source.borrow_mut().end(now);
         self.count(&tally);
         self.sources.borrow_mut().retain(|other| !Rc::ptr_eq(other, source));
@@ -455,6 +477,7 @@ impl Hub {
             return;
         }
         self.shared.forget(&source.borrow().name);
+        self.shared.changed();
         info!(stream = %source.borrow().name, "stream ended");
     }
 }
@@ -471,6 +494,7 @@ pub(super) async fn run(
     let hub = Rc::new(Hub::new(index, name, cpu, shared, reports));
     hub.tell();
     let flushing = threads::spawn_local(fanout::run(hub.clone()));
+    let saying = threads::spawn_local(hub.unsaid.clone().run());
     while let Some(order) = orders.recv().await {
         match order {
             Order::Publish { stream, handover } => {
@@ -481,9 +505,9 @@ pub(super) async fn run(
                 hub.shared.arrived(&stream);
                 hub.watch(&stream, container, *handover);
             }
-            Order::Feed { stream, origin, reply } => {
+            Order::Feed { stream, origin, silence, reply } => {
                 hub.shared.arrived(&stream);
-                threads::spawn_local(feed::run(hub.clone(), stream, origin, reply));
+                threads::spawn_local(feed::run(hub.clone(), stream, origin, silence, reply));
             }
             Order::Tap { stream, rules, reply } => {
                 let tap = hub.find(&stream).map(|source| source.borrow_mut().tap(rules));
@@ -520,6 +544,7 @@ pub(super) async fn run(
         }
     }
     flushing.abort();
+    saying.abort();
 }
 
 /// Ends all streams and lets the publishers' tasks say goodbye.
@@ -535,6 +560,7 @@ async fn stop(hub: &Rc<Hub>) {
     for _ in 0..16 {
         tokio::task::yield_now().await;
     }
+    hub.unsaid.empty(LAST_WORDS_MAX).await;
 }
 
 /// Tells a peer that it cannot stay, as far as its socket takes it, and closes.

@@ -90,8 +90,6 @@ pub struct StreamCounters {
     pub viewers_ended: u64,
     /// Viewers closed on request.
     pub viewers_dismissed: u64,
-    /// Camera reports that found the intake full.
-    pub reports_dropped: u64,
 }
 
 impl StreamCounters {
@@ -148,4 +146,6 @@ pub struct Refused {
     pub orphans: u64,
     /// Connections that found a thread's queue full.
     pub busy: u64,
+    /// Words of cameras that gave way to newer ones of theirs while the intake was full.
+    pub words: u64,
 }

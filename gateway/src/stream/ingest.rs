@@ -182,7 +182,7 @@ impl Ingest {
         if now >= silent_at && now >= self.heard + silence_max {
             // Where a hook is asked, it decides; until the next silence, should it say that all is well.
             if !self.stay.as_ref().is_some_and(|stay| stay.silent(stop.clone())) {
-                return Err(feed::silence(silence_max));
+                return Err(feed::silent(silence_max));
             }
             self.heard = now;
         }

@@ -2,7 +2,7 @@
 //!
 //! Each stream lives on one pinned thread, from its first publisher until its last grace time: ingest (`ingest.rs`),
 //! what is kept (`recent.rs`, `log.rs`, `gop.rs`), viewers (`cursor.rs`, `viewer.rs`, `gate.rs`, `fanout.rs`, `audience.rs`),
-//! audio that has to become another (`sound.rs`, `transcode.rs`) and the camera as a thing (`camera.rs`); a stream hotter
+//! audio that has to become another (`sound.rs`, `transcode.rs`) and the camera as a thing (`camera.rs`, `unsaid.rs`); a stream hotter
 //! than one core spills to others (`spill.rs`). Tasks of the control plane take units out by a `tap.rs` and put them in by a `feed.rs`. The threads share nothing but
 //! `directory.rs`, which says which stream is where. A connection arrives as a [`Handover`] when its protocol has said what it wants.
 //!
@@ -31,6 +31,7 @@ mod spill;
 mod tap;
 mod timeline;
 mod transcode;
+mod unsaid;
 mod viewer;
 mod window;
 
@@ -58,7 +59,7 @@ pub use self::socket::Parked;
 use self::spill::Copied;
 pub use self::tap::{Tap, TapKind, TapRules, Tapped};
 use crate::config;
-use crate::hooks::Stay;
+use crate::hooks::{Silence, Stay};
 use crate::threads::{self, Tasks};
 
 /// Connections on their way to one thread. A thread takes thousands a second; more than this waiting means it hangs.
@@ -256,6 +257,7 @@ impl StreamCore {
             viewers: refused.viewers.load(Ordering::Relaxed),
             orphans: refused.orphans.load(Ordering::Relaxed),
             busy: refused.busy.load(Ordering::Relaxed),
+            words: self.shared.words_lost.load(Ordering::Relaxed),
         }
     }
 
@@ -342,6 +344,7 @@ enum Order {
     Feed {
         stream: StreamName,
         origin: String,
+        silence: Option<Silence>,
         reply: oneshot::Sender<Result<Feed, Refusal>>,
     },
     Tap {

@@ -492,7 +492,7 @@ impl Source {
             viewers_elsewhere: 0,
             lag_ms: self.lag_ms(),
             kept_bytes: kept + self.recent.own_bytes(),
-            counters: StreamCounters { reports_dropped: self.camera.dropped, ..self.counters },
+            counters: self.counters,
             taps: self.taps.iter().map(Spout::info).collect(),
         }
     }

@@ -327,6 +327,33 @@ async fn viewers_are_kept_for_the_grace_time_and_then_let_go() {
 }
 
 #[tokio::test]
+async fn without_a_grace_time_a_stream_ends_with_its_publisher_and_its_viewers_have_all_of_it() {
+    let rig = Rig::new(|config| {
+        (config.grace_seconds, config.window_min_ms, config.window_max_ms) = (0, 5_000, 5_000);
+    });
+    let mut push = rig.publish().await;
+    push.begin();
+    push.send(&[frame(Kind::Key, 0, 500)]);
+    rig.until(|info| info.counters.video_frames == 1).await;
+    let mut watcher = rig.watch(Container::Flv);
+    watcher.frames(1);
+    let mut changes = rig.core.changes();
+    push.send(&[frame(Kind::Delta, 40, 500), frame(Kind::Delta, 80, 500)]);
+    drop(push);
+    loop {
+        tokio::time::timeout(Duration::from_secs(5), changes.changed()).await.unwrap().unwrap();
+        match rig.core.list().first() {
+            None => break,
+            Some(info) => assert!(info.live, "nobody may land on a stream that has ended"),
+        }
+    }
+    assert!(matches!(rig.core.available(&Rig::name()).await, Err(Refusal::NotFound(_))));
+    assert_eq!(watcher.frames(2).len(), 2, "what waited for its merge window");
+    assert!(watcher.next().is_none());
+    rig.close().await;
+}
+
+#[tokio::test]
 async fn a_silent_publisher_is_let_go() {
     let rig = Rig::new(|config| config.silence_max_seconds = 1);
     let mut push = rig.publish().await;
