@@ -113,6 +113,9 @@ enum Verdict {
 /// While it lives somebody is there; dropped, the hook is told that they went.
 pub struct Stay(Box<(Arc<Inner>, Event, Visit)>);
 
+/// Who is asked when a publisher falls silent, for one whose [`Stay`] is held elsewhere.
+pub struct Silence(Box<(Arc<Inner>, Visit)>);
+
 impl Hooks {
     /// Checks the URLs; for `sluicegate check`. The key of the first that is wrong, and why.
     pub fn check(config: &config::Hooks) -> Result<(), (&'static str, HttpError)> {
@@ -209,11 +212,25 @@ impl Hooks {
 }
 
 impl Stay {
+    /// Whom to ask when the publisher falls silent.
+    pub fn silence(&self) -> Silence {
+        let (inner, _, visit) = &*self.0;
+        Silence(Box::new((Arc::clone(inner), visit.clone())))
+    }
+
     /// The publisher was silent for too long. `true`: the hook is asked, and `close` is cancelled unless it says 200;
     /// `false`: nobody is asked.
     pub fn silent(&self, close: CancellationToken) -> bool {
         let (inner, _, visit) = &*self.0;
-        inner.queue(Event::ReceiveTimeout, Told { visit: visit.clone(), more: More::Close(close) })
+        inner.silent(visit, close)
+    }
+}
+
+impl Silence {
+    /// The same as [`Stay::silent`].
+    pub fn is_asked_about(&self, close: CancellationToken) -> bool {
+        let (inner, visit) = &*self.0;
+        inner.silent(visit, close)
     }
 }
 
@@ -258,6 +275,12 @@ impl fmt::Debug for Inner {
 impl fmt::Debug for Stay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Stay").field(&self.0.2.stream).finish()
+    }
+}
+
+impl fmt::Debug for Silence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Silence").field(&self.0.1.stream).finish()
     }
 }
 
@@ -325,6 +348,11 @@ impl Inner {
             body["path"] = path.as_str().into();
         }
         Bytes::from(body.to_string())
+    }
+
+    /// Whether the hook is asked about a publisher that says nothing.
+    fn silent(&self, visit: &Visit, close: CancellationToken) -> bool {
+        self.queue(Event::ReceiveTimeout, Told { visit: visit.clone(), more: More::Close(close) })
     }
 
     /// Whether it will be told.

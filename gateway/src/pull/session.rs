@@ -40,7 +40,7 @@ pub(super) async fn run(pull: &Pull) -> Result<(), PullError> {
         tokio::time::timeout(ANSWER_MAX, play(pull)).await.map_err(slow("the camera's answer", ANSWER_MAX))?;
     let (mut demuxed, mut carried) = playing?;
     let origin = pull.url.host_str().unwrap_or_default();
-    let feed = pull.means.streams.feed(&pull.stream, &format!("rtsp://{origin}")).await?;
+    let feed = pull.means.streams.feed(&pull.stream, &format!("rtsp://{origin}"), None).await?;
     info!(stream = %pull.stream, origin, "the camera is pulled");
     pull.state("playing", "");
     loop {

@@ -17,6 +17,7 @@ use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 use tracing::debug;
 
+use crate::hooks::Silence;
 use crate::stream::{Feed, Parted, StreamCore, Tap, TapKind, TapRules, Tapped};
 
 /// Pairs of ports one session may have: a stream has two tracks.
@@ -142,13 +143,14 @@ impl Media {
         streams: &StreamCore,
         stream: &StreamName,
         origin: &str,
+        silence: Option<Silence>,
     ) -> Result<(), Refusal> {
         for socket in self.ports.iter().flat_map(|ports| &ports.sockets) {
             if let Err(error) = SockRef::from(socket).set_recv_buffer_size(RECEIVE_BUFFER) {
                 debug!(%error, "a publisher's port keeps its buffer");
             }
         }
-        self.feed = Some(streams.feed(stream, origin).await?);
+        self.feed = Some(streams.feed(stream, origin, silence).await?);
         Ok(())
     }
 

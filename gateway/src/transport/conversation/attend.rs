@@ -10,6 +10,7 @@ use tracing::debug;
 use super::{Conversation, Ending, Plain};
 use crate::admission::Admitted;
 use crate::clock;
+use crate::hooks::Stay;
 use crate::intake::Appended;
 use crate::transport::Adapter;
 use crate::transport::line::Line;
@@ -43,7 +44,9 @@ impl Conversation {
                 }
                 Output::Source { stream } => {
                     let origin = self.address.map(|address| format!("{}://{address}", self.language.row.name()));
-                    if let Err(refusal) = self.media().publish(&streams, &stream, &origin.unwrap_or_default()).await {
+                    let silence = self.stay.as_ref().map(Stay::silence);
+                    let origin = origin.unwrap_or_default();
+                    if let Err(refusal) = self.media().publish(&streams, &stream, &origin, silence).await {
                         return Some(Ending::Closed(refusal.to_string().into()));
                     }
                 }

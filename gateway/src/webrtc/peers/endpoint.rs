@@ -21,7 +21,7 @@ use tracing::warn;
 
 use super::{crypto, offer};
 use crate::config;
-use crate::hooks::Stay;
+use crate::hooks::{Silence, Stay};
 use crate::metrics::{Figure, Metrics};
 use crate::threads::Tasks;
 use crate::transport::Services;
@@ -90,7 +90,14 @@ pub(in crate::webrtc) struct Place {
     _session: OwnedSemaphorePermit,
     /// Given back when the session is connected.
     pub(super) pending: Option<OwnedSemaphorePermit>,
-    _stay: Option<Stay>,
+    stay: Option<Stay>,
+}
+
+impl Place {
+    /// Whom to ask when the session's publisher falls silent.
+    pub(super) fn silence(&self) -> Option<Silence> {
+        self.stay.as_ref().map(Stay::silence)
+    }
 }
 
 /// A session's name at the endpoint; dropping it takes it off.
@@ -133,7 +140,7 @@ impl Endpoint {
         let session = session.map_err(|_| full(self.sessions_max, ""))?;
         let pending = Arc::clone(&self.pending).try_acquire_owned();
         let pending = pending.map_err(|_| full(PENDING_MAX, " that are not connected yet"))?;
-        Ok(Place { _session: session, pending: Some(pending), _stay: stay })
+        Ok(Place { _session: session, pending: Some(pending), stay })
     }
 
     pub(super) fn identity(&self) -> Result<Identity, crypto::CertificateError> {

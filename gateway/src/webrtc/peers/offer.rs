@@ -20,6 +20,11 @@ pub(super) fn codecs(sdp: &str) -> Vec<&str> {
     names
 }
 
+/// Of these codecs the one that the offer names first.
+pub(super) fn first_of<'c>(sdp: &str, codecs: &[&'c str]) -> Option<&'c str> {
+    formats(sdp).find_map(|(_, name)| codecs.iter().copied().find(|codec| name.eq_ignore_ascii_case(codec)))
+}
+
 pub(super) fn has_codec(sdp: &str, codec: &str) -> bool {
     formats(sdp).any(|(_, name)| name.eq_ignore_ascii_case(codec))
 }

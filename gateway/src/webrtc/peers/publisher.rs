@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use protocols::media::h264::{self, AvcC, NAL_PPS, NAL_SPS};
 use protocols::media::opus::OpusHead;
 use protocols::media::{Codec, Kind, StreamName, Track, Unit};
 use str0m::format::{Codec as Format, CodecConfig};
@@ -12,7 +11,9 @@ use str0m::{Event, Rtc};
 use tracing::debug;
 
 use super::offer;
+use super::picture::Frame;
 use super::session::End;
+use crate::hooks::Silence;
 use crate::metrics::{Figure, Metrics};
 use crate::stream::{Feed, StreamCore};
 use crate::transport::Services;
@@ -22,10 +23,8 @@ use crate::webrtc::{Offer, OfferError};
 const KEY_EVERY: Duration = Duration::from_secs(3);
 /// A key frame that was asked for and lost is asked for again.
 const KEY_AGAIN: Duration = Duration::from_millis(500);
-/// NAL unit type of an access unit delimiter: says nothing that is not known.
-const NAL_AUD: u8 = 9;
-/// Parameter sets taken from one stream; a decoder knows 32 and 256, an encoder sends one of each.
-const SETS_MAX: usize = 16;
+/// Pictures that are taken.
+const PICTURES: [&str; 3] = ["H264", "H265", "AV1"];
 
 /// One peer that publishes.
 pub(super) struct Publisher {
@@ -33,6 +32,8 @@ pub(super) struct Publisher {
     stream: StreamName,
     origin: String,
     metrics: Metrics,
+    /// Who is asked when nothing comes.
+    silence: Option<Silence>,
     feed: Option<Feed>,
     video: Option<Mid>,
     began: Instant,
@@ -47,21 +48,31 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    pub(super) fn prepare(services: &Services, offer: &Offer) -> Result<(Self, CodecConfig), OfferError> {
+    pub(super) fn prepare(
+        services: &Services,
+        offer: &Offer,
+        silence: Option<Silence>,
+    ) -> Result<(Self, CodecConfig), OfferError> {
         let mut codecs = CodecConfig::empty();
-        codecs.enable_h264(true);
         codecs.enable_opus(true, false);
         codecs.enable_pcma(true, false);
         codecs.enable_pcmu(true, false);
-        if !offer::has_codec(&offer.sdp, "H264") {
-            let offered = offer::codecs(&offer.sdp).join(", ");
-            return Err(OfferError::NoCodec(format!("H264 is taken; the offer has {offered}")));
+        // One of them: the peer's own choice, and none that it changes to in the middle.
+        match offer::first_of(&offer.sdp, &PICTURES) {
+            Some("H264") => codecs.enable_h264(true),
+            Some("H265") => codecs.enable_h265(true),
+            Some(_) => codecs.enable_av1(true),
+            None => {
+                let (taken, offered) = (PICTURES.join(", "), offer::codecs(&offer.sdp).join(", "));
+                return Err(OfferError::NoCodec(format!("{taken} are taken; the offer has {offered}")));
+            }
         }
         let publisher = Self {
             core: services.streams.clone(),
             stream: offer.stream.clone(),
             origin: format!("whip://{}", offer.peer),
             metrics: services.metrics.clone(),
+            silence,
             feed: None,
             video: None,
             began: Instant::now(),
@@ -79,7 +90,7 @@ impl Publisher {
         match event {
             Event::MediaAdded(MediaAdded { mid, kind: MediaKind::Video, .. }) => self.video = self.video.or(Some(mid)),
             Event::Connected => {
-                let feed = self.core.feed(&self.stream, &self.origin).await;
+                let feed = self.core.feed(&self.stream, &self.origin, self.silence.take()).await;
                 self.feed = Some(feed.map_err(|refusal| End::Stream(refusal.to_string()))?);
                 self.ask_at = Some(Instant::now());
             }
@@ -117,7 +128,9 @@ impl Publisher {
         let spec = data.params.spec();
         let since = data.network_time.saturating_duration_since(self.began);
         let codec = match spec.codec {
-            Format::H264 => return self.picture(rtc, data, since).await,
+            Format::H264 => return self.picture(rtc, data, Codec::H264, since).await,
+            Format::H265 => return self.picture(rtc, data, Codec::H265, since).await,
+            Format::Av1 => return self.picture(rtc, data, Codec::Av1, since).await,
             Format::Opus => Codec::Opus,
             Format::PCMA => Codec::G711A,
             Format::PCMU => Codec::G711U,
@@ -132,26 +145,16 @@ impl Publisher {
         self.push(unit(Kind::Key, Bytes::copy_from_slice(&data.data))).await
     }
 
-    async fn picture(&mut self, rtc: &mut Rtc, data: &MediaData, since: Duration) -> Result<(), End> {
+    async fn picture(&mut self, rtc: &mut Rtc, data: &MediaData, codec: Codec, since: Duration) -> Result<(), End> {
         let time_90k = self.video_clock.at(data.time.numer(), data.time.denom(), since);
-        let Frame { sps, pps, nals } = Frame::of(&data.data);
-        let key = h264::is_key(&nals);
+        let Frame { config, data: frame, key } = Frame::of(codec, &data.data);
         if !data.contiguous && !key && !self.waits_for_key {
             self.waits_for_key = true;
             self.metrics.add(Figure::WebrtcSkips, &["lost"], 1);
             self.ask(rtc);
         }
-        let unit = |kind, data| Unit {
-            track: Track::Video,
-            codec: Codec::H264,
-            dts_90k: time_90k,
-            pts_90k: time_90k,
-            kind,
-            data,
-        };
-        if let Some(config) = sps.and_then(|sps| AvcC::of(sps, pps)).map(|record| record.build())
-            && self.config.as_ref() != Some(&config)
-        {
+        let unit = |kind, data| Unit { track: Track::Video, codec, dts_90k: time_90k, pts_90k: time_90k, kind, data };
+        if let Some(config) = config.filter(|config| self.config.as_ref() != Some(config)) {
             self.config = Some(config.clone());
             self.push(unit(Kind::Config, config)).await?;
         }
@@ -159,10 +162,10 @@ impl Publisher {
             self.waits_for_key = false;
             self.ask_at = Some(Instant::now() + KEY_EVERY);
         }
-        if self.waits_for_key || self.config.is_none() || nals.is_empty() {
+        if self.waits_for_key || self.config.is_none() || frame.is_empty() {
             return Ok(());
         }
-        self.push(unit(if key { Kind::Key } else { Kind::Delta }, nals)).await
+        self.push(unit(if key { Kind::Key } else { Kind::Delta }, frame)).await
     }
 
     async fn push(&self, unit: Unit) -> Result<(), End> {
@@ -171,34 +174,6 @@ impl Publisher {
             return Ok(());
         };
         feed.push(unit).await.map_err(|parted| End::Stream(parted.to_string()))
-    }
-}
-
-/// A byte stream's access unit, its parameter sets taken out.
-struct Frame {
-    sps: Option<Bytes>,
-    pps: Vec<Bytes>,
-    /// With 4-byte lengths.
-    nals: Bytes,
-}
-
-impl Frame {
-    fn of(data: &[u8]) -> Self {
-        let mut frame = Self { sps: None, pps: Vec::new(), nals: Bytes::new() };
-        let mut rest = Vec::with_capacity(data.len() + 64);
-        for nal in h264::annex_b_nals(data) {
-            match nal.first().map_or(0, |header| header & 0x1f) {
-                NAL_SPS => frame.sps = Some(Bytes::copy_from_slice(nal)),
-                NAL_PPS if frame.pps.len() < SETS_MAX => frame.pps.push(Bytes::copy_from_slice(nal)),
-                NAL_PPS | NAL_AUD => {}
-                _ => {
-                    rest.extend_from_slice(&(nal.len() as u32).to_be_bytes());
-                    rest.extend_from_slice(nal);
-                }
-            }
-        }
-        frame.nals = rest.into();
-        frame
     }
 }
 
@@ -228,17 +203,6 @@ impl Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn parameter_sets_are_taken_out_of_a_frame_and_the_rest_gets_lengths() {
-        let data =
-            [0, 0, 0, 1, 9, 0xf0, 0, 0, 0, 1, 0x67, 0x42, 0xe0, 0x1f, 0, 0, 0, 1, 0x68, 0xce, 0, 0, 0, 1, 0x65, 1, 2];
-        let frame = Frame::of(&data);
-        assert_eq!(frame.sps.as_deref(), Some(&[0x67, 0x42, 0xe0, 0x1f][..]));
-        assert_eq!(frame.pps, [&[0x68, 0xce][..]]);
-        assert_eq!(&frame.nals[..], [0, 0, 0, 3, 0x65, 1, 2]);
-        assert!(h264::is_key(&frame.nals) && Frame::of(&[1, 2, 3]).nals.is_empty());
-    }
 
     #[test]
     fn a_clock_that_wraps_goes_on_and_both_tracks_begin_when_they_arrived() {

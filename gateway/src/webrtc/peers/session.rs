@@ -75,7 +75,7 @@ pub(in crate::webrtc) async fn start(
             (Part::Viewer(Box::new(viewer)), codecs)
         }
         Role::Publish => {
-            let (publisher, codecs) = Publisher::prepare(services, &offer)?;
+            let (publisher, codecs) = Publisher::prepare(services, &offer, place.silence())?;
             (Part::Publisher(Box::new(publisher)), codecs)
         }
     };

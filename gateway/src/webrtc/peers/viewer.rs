@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use protocols::media::av1::{self, Av1C};
 use protocols::media::h264::{self, AvcC};
 use protocols::media::h265::{self, HvcC};
 use protocols::media::{Codec, Kind, StreamName, Track, Tracks, Unit};
@@ -127,6 +128,7 @@ impl Viewer {
                 codecs.add_h264(96.into(), Some(97.into()), true, id);
             }
             Codec::H265 if offer::has_codec(&offer.sdp, "H265") => codecs.enable_h265(true),
+            Codec::Av1 if offer::has_codec(&offer.sdp, "AV1") => codecs.enable_av1(true),
             other => return Err(missing(other.name())),
         }
         Ok(())
@@ -296,6 +298,7 @@ impl Viewer {
         }
         self.parameter_sets = match unit.codec {
             Codec::H264 => AvcC::parse(&unit.data).map(|record| [record.sps, record.pps].concat()),
+            Codec::Av1 => Av1C::parse(&unit.data).map(|record| vec![record.obus]),
             _ => HvcC::parse(&unit.data).map(|record| [record.vps, record.sps, record.pps].concat()),
         }
         .unwrap_or_default();
@@ -309,7 +312,7 @@ impl Viewer {
             self.metrics.add(Figure::WebrtcReordered, &[], 1);
         }
         let time = self.times.video(time_90k, self.reordered);
-        self.write(rtc, line, MediaTime::from_90khz(time), annex_b(unit, &self.parameter_sets));
+        self.write(rtc, line, MediaTime::from_90khz(time), payload(unit, &self.parameter_sets));
     }
 
     fn sound(&mut self, rtc: &mut Rtc, unit: &Unit) {
@@ -344,10 +347,22 @@ fn format(codec: Codec) -> Option<Format> {
     match codec {
         Codec::H264 => Some(Format::H264),
         Codec::H265 => Some(Format::H265),
+        Codec::Av1 => Some(Format::Av1),
         Codec::Opus => Some(Format::Opus),
         Codec::G711A => Some(Format::PCMA),
         Codec::G711U => Some(Format::PCMU),
         _ => None,
+    }
+}
+
+/// A frame as str0m takes it.
+fn payload(unit: &Unit, parameter_sets: &[Bytes]) -> Vec<u8> {
+    match unit.codec {
+        Codec::Av1 if unit.kind == Kind::Key && av1::sequence_header(&unit.data).is_none() => {
+            [&parameter_sets.concat()[..], &unit.data].concat()
+        }
+        Codec::Av1 => unit.data.to_vec(),
+        _ => annex_b(unit, parameter_sets),
     }
 }
 

@@ -209,6 +209,40 @@ fn chromium_publishes_by_whip_and_ffmpeg_pulls() {
     gateway.stop();
 }
 
+/// A browser's AV1, and H.265 (which browsers without hardware for it do not send) of ffmpeg's RTP in aiortc's session:
+/// out by HTTP-FLV, where every frame decodes.
+#[test]
+fn av1_and_h265_are_published_by_whip() {
+    let gateway = Gateway::start(options(""));
+    let (media, admin) = (gateway.options.media, gateway.options.admin);
+    let browser = browser(&gateway, &["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]);
+    begin(&browser, "whip", "cam", &format!("http://127.0.0.1:{admin}/whip/live/av1"), ", null, 'video/AV1'");
+    let rtp = free_port().to_string();
+    let mut h265 = peer("h265", &format!("http://127.0.0.1:{admin}/whip/live/h265"), 1, 60, &["--rtp", &rtp]);
+    let _out = connected(&mut h265);
+    let ffmpeg = newer_ffmpeg().display().to_string();
+    let mut sender = Command::new(&ffmpeg);
+    sender.args(["-v", "error", "-nostdin", "-re", "-f", "lavfi", "-i", "testsrc2=s=640x360:r=25", "-c:v", "libx265"]);
+    sender.args(["-preset", "ultrafast", "-pix_fmt", "yuv420p", "-x265-params", "log-level=error:keyint=25:bframes=0"]);
+    sender.args(["-f", "rtp", &format!("rtp://127.0.0.1:{rtp}?pkt_size=1200")]);
+    let _sender = Child::start(sender.stdin(Stdio::null()).stdout(Stdio::null()));
+    for (name, codec) in [("live/av1", "AV1"), ("live/h265", "H265")] {
+        let info = wait_for(name, PATIENCE, || stream(&gateway, name).filter(|s| s["video"] == codec));
+        assert_eq!((&info["width"], &info["height"]), (&640.into(), &360.into()), "{info}");
+        let url = format!("http://127.0.0.1:{media}/{name}.flv");
+        let decode = ["-v", "error", "-xerror", "-i", &url, "-an", "-frames:v", "40", "-f", "framemd5", "-"];
+        let frames = run_ok(&ffmpeg, &decode);
+        assert_eq!(frames.lines().filter(|line| line.starts_with("0,")).count(), 40, "{name}: {frames}");
+    }
+    // And a browser sees the browser's.
+    begin(&browser, "whep", "mirror", &format!("http://127.0.0.1:{admin}/whep/live/av1"), "");
+    let seen = until(&browser, "mirror", "seen.video && seen.video.framesDecoded > 25 && seen.width === 640");
+    assert!(seen["codecs"].to_string().contains("AV1"), "{seen:#}");
+    no_complaints(&browser);
+    drop(browser);
+    gateway.stop();
+}
+
 /// aiortc, which shares no code with Chromium or with us: `role` is watch or publish.
 fn peer(role: &str, url: &str, sessions: usize, seconds: u32, more: &[&str]) -> Child {
     let script = sluicegate_tests::root().join("tests/tests/e2e/webrtc/peer.py");

@@ -1,18 +1,23 @@
-"""A WebRTC peer on aiortc: peer.py watch|publish URL COUNT SECONDS [--blind]
+"""A WebRTC peer on aiortc: peer.py watch|publish|h265 URL COUNT SECONDS [--blind] [--rtp PORT]
 
 Starts COUNT sessions of a WHEP or WHIP URL, each SECONDS long, and prints what they saw as one JSON line. `--blind`: the
-frames are counted and not decoded, for load. Prints "connected" once all sessions are.
+frames are counted and not decoded, for load. Prints "connected" once all sessions are. `h265` publishes what comes to the
+UDP port as RTP (RFC 7798), payload by payload: aiortc has no H.265 of its own.
 """
 import asyncio
+import collections
 import json
+import socket
 import sys
 import time
 import urllib.error
 import urllib.request
 
-from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription, rtcrtpreceiver
+from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription, codecs
+from aiortc import rtcrtpreceiver, rtcrtpsender
 from aiortc.contrib.media import MediaPlayer
 from aiortc.mediastreams import MediaStreamError
+from aiortc.rtcrtpparameters import RTCRtcpFeedback, RTCRtpCodecParameters
 
 
 def post(url, sdp):
@@ -31,6 +36,45 @@ def blind(loop, input_q, output_q, *more):
 
 
 blind.frames = 0
+
+
+Payloads = collections.namedtuple("Payloads", "payloads timestamp")
+
+
+class Relayed(MediaStreamTrack):
+    """The payloads of an RTP sender, access unit by access unit."""
+
+    kind = "video"
+
+    def __init__(self, port):
+        super().__init__()
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        self.socket.bind(("127.0.0.1", port))
+
+    async def recv(self):
+        payloads = []
+        while True:
+            packet = await asyncio.to_thread(self.socket.recv, 2048)
+            payloads.append(packet[12 + 4 * (packet[0] & 15):])
+            if packet[1] & 0x80:
+                return Payloads(payloads, int.from_bytes(packet[4:8], "big"))
+
+
+class Untouched:
+    """In the place of an encoder."""
+
+    target_bitrate = 0
+
+    def pack(self, packet):
+        return packet.payloads, packet.timestamp
+
+
+def know_h265():
+    feedback = [RTCRtcpFeedback(type="nack"), RTCRtcpFeedback(type="nack", parameter="pli")]
+    h265 = RTCRtpCodecParameters(mimeType="video/H265", clockRate=90000, payloadType=120, rtcpFeedback=feedback)
+    codecs.CODECS["video"].append(h265)
+    rtcrtpsender.get_encoder = lambda codec: Untouched()
 
 
 async def negotiate(connection, url):
@@ -72,13 +116,17 @@ async def main():
             for kind in ("video", "audio"):
                 connection.addTransceiver(kind, direction="recvonly")
             connection.on("track", lambda track, mine=seen[-1]: tasks.append(asyncio.ensure_future(count(track, mine))))
+        elif role == "h265":
+            know_h265()
+            connection.addTrack(Relayed(int(sys.argv[sys.argv.index("--rtp") + 1])))
+            known = rtcrtpsender.RTCRtpSender.getCapabilities("video").codecs
+            connection.getTransceivers()[0].setCodecPreferences([one for one in known if one.mimeType == "video/H265"])
         else:
             media = MediaPlayer("testsrc2=size=320x240:rate=25", format="lavfi")
             connection.addTrack(media.video)
             transceiver = connection.getTransceivers()[0]
-            from aiortc import RTCRtpSender
-            codecs = RTCRtpSender.getCapabilities("video").codecs
-            transceiver.setCodecPreferences([codec for codec in codecs if codec.mimeType == "video/H264"])
+            known = rtcrtpsender.RTCRtpSender.getCapabilities("video").codecs
+            transceiver.setCodecPreferences([codec for codec in known if codec.mimeType == "video/H264"])
         await negotiate(connection, url)
     print("connected", flush=True)
     blind.frames = 0
