@@ -1,11 +1,12 @@
 //! One stream that is watched as HLS: its task, its viewers, and those who wait for what comes next.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use protocols::Refusal;
+use protocols::hls::Piece;
 use protocols::media::StreamName;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -54,6 +55,9 @@ pub(super) struct Channel {
 struct Audience {
     last: Instant,
     viewers: HashMap<u64, Viewer>,
+    /// Whose media playlist was asked for last on a connection, and from an address: pieces do not say who wants them.
+    connections: HashMap<u64, u64>,
+    addresses: HashMap<IpAddr, u64>,
     closed: HashMap<u64, Instant>,
 }
 
@@ -65,7 +69,24 @@ pub(super) struct Viewer {
     pub(super) peer: Option<SocketAddr>,
     /// Microseconds since 1970 UTC.
     pub(super) since_us: i64,
+    pub(super) got: Got,
 }
+
+/// What a viewer got.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Got {
+    /// Of playlists and pieces.
+    pub(super) bytes: u64,
+    /// Init segments, segments and parts.
+    pub(super) pieces: u64,
+    /// The last segment or part.
+    newest: Option<Piece>,
+    /// Microseconds since 1970 UTC; 0: nothing yet.
+    pub(super) last_us: i64,
+}
+
+/// Who asks: the name of the connection, and its peer.
+pub(super) type Asker = (u64, Option<SocketAddr>);
 
 impl Channel {
     pub(super) fn new(rules: &Rules, now_us: i64) -> Self {
@@ -74,7 +95,7 @@ impl Channel {
         Self {
             ring: Mutex::new(Ring::new(rules, numbers.1)),
             changes: watch::channel(()).0,
-            audience: Mutex::new(Audience { last: Instant::now(), viewers: HashMap::new(), closed: HashMap::new() }),
+            audience: Mutex::new(Audience::new()),
             numbers,
         }
     }
@@ -92,7 +113,7 @@ impl Channel {
     }
 
     /// Somebody asks for a playlist.
-    pub(super) fn asked(&self, viewer: Option<u64>, peer: Option<SocketAddr>) -> Result<(), Refusal> {
+    pub(super) fn asked(&self, viewer: Option<u64>, (player, peer): Asker) -> Result<(), Refusal> {
         let now = Instant::now();
         let mut audience = self.audience();
         if viewer.and_then(|viewer| audience.closed.get(&viewer)).is_some_and(|at| at.elapsed() < CLOSED_FOR) {
@@ -103,17 +124,41 @@ impl Channel {
         match viewer.and_then(|viewer| audience.viewers.get_mut(&viewer)) {
             Some(known) => known.last = now,
             None if room => {
-                let new = Viewer { last: now, peer, since_us: clock::now_us() };
+                let new = Viewer { last: now, peer, since_us: clock::now_us(), got: Got::default() };
                 audience.viewers.extend(viewer.map(|viewer| (viewer, new)));
             }
             None => {}
         }
+        if let Some(viewer) = viewer.filter(|_| audience.connections.len() < VIEWERS_MAX) {
+            audience.connections.insert(player, viewer);
+            audience.addresses.extend(peer.map(|peer| (peer.ip(), viewer)));
+        }
         Ok(())
     }
 
-    /// Who watches, by number.
-    pub(super) fn audience_now(&self) -> Vec<(u64, Viewer)> {
-        self.audience().viewers.iter().map(|(viewer, known)| (*viewer, *known)).collect()
+    /// Somebody gets a playlist or a piece.
+    pub(super) fn served(&self, (player, peer): Asker, piece: Piece, bytes: u64) {
+        let mut audience = self.audience();
+        let own = audience.connections.get(&player).copied();
+        // On a connection that no playlist came over: a player that has several, if there is but one at its address.
+        let viewer = own.or_else(|| audience.addresses.get(&peer?.ip()).copied());
+        let Some(Viewer { got, .. }) = viewer.and_then(|viewer| audience.viewers.get_mut(&viewer)) else { return };
+        got.bytes += bytes;
+        got.last_us = clock::now_us();
+        if !matches!(piece, Piece::Multivariant | Piece::Media { .. }) {
+            got.pieces += 1;
+        }
+        if matches!(piece, Piece::Segment(_) | Piece::Part(_)) {
+            got.newest = Some(piece);
+        }
+    }
+
+    /// Who watches, by number, and how far what each got is behind the newest part, in 1/90,000 s.
+    pub(super) fn audience_now(&self) -> Vec<(u64, Viewer, i64)> {
+        let all: Vec<_> = self.audience().viewers.iter().map(|(viewer, known)| (*viewer, *known)).collect();
+        let ring = self.ring();
+        let behind = |known: &Viewer| known.got.newest.map_or(0, |piece| ring.behind_90k(piece));
+        all.into_iter().map(|(viewer, known)| (viewer, known, behind(&known))).collect()
     }
 
     /// One viewer is to go; `false` when there is none of this number.
@@ -179,7 +224,10 @@ impl Channel {
     fn count(&self) -> (usize, Duration) {
         let patience = VIEWER_TARGETS * Duration::from_secs(self.ring().target_seconds().unsigned_abs());
         let mut audience = self.audience();
-        audience.viewers.retain(|_, viewer| viewer.last.elapsed() <= patience.max(3 * EVERY));
+        let Audience { viewers, connections, addresses, .. } = &mut *audience;
+        viewers.retain(|_, viewer| viewer.last.elapsed() <= patience.max(3 * EVERY));
+        connections.retain(|_, viewer| viewers.contains_key(viewer));
+        addresses.retain(|_, viewer| viewers.contains_key(viewer));
         (audience.viewers.len(), audience.last.elapsed())
     }
 
@@ -198,6 +246,18 @@ impl Channel {
     fn end(&self, over: Over) {
         self.ring().end(over);
         self.changes.send_replace(());
+    }
+}
+
+impl Audience {
+    fn new() -> Self {
+        Self {
+            last: Instant::now(),
+            viewers: HashMap::new(),
+            connections: HashMap::new(),
+            addresses: HashMap::new(),
+            closed: HashMap::new(),
+        }
     }
 }
 

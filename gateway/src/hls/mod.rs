@@ -13,7 +13,6 @@ mod tests;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ use protocols::hls::{Body, Content, Piece};
 use protocols::media::StreamName;
 use tokio::sync::Semaphore;
 
-use self::channel::{Channel, Verdict, Viewer};
+use self::channel::{Asker, Channel, Verdict, Viewer};
 use crate::clock;
 use crate::config;
 use crate::metrics::{Figure, Metrics, Sample};
@@ -92,7 +91,8 @@ impl Hls {
     pub fn viewers(&self, stream: &StreamName) -> Vec<ViewerInfo> {
         let channel = self.shared.channels().get(stream).cloned();
         let all = channel.map(|channel| channel.audience_now()).unwrap_or_default();
-        let mut all: Vec<ViewerInfo> = all.into_iter().map(|(viewer, known)| listed(viewer, known)).collect();
+        let mut all: Vec<ViewerInfo> =
+            all.into_iter().map(|(viewer, known, behind)| listed(viewer, known, behind)).collect();
         all.sort_by_key(|viewer| viewer.since_us);
         all
     }
@@ -101,30 +101,24 @@ impl Hls {
     pub fn close_viewer(&self, stream: &StreamName, id: u64) -> bool {
         let channel = self.shared.channels().get(stream).cloned();
         channel.is_some_and(|channel| {
-            let own = channel.audience_now().into_iter().find(|(viewer, _)| number_of(*viewer) == id);
-            own.is_some_and(|(viewer, _)| channel.dismiss(viewer))
+            let own = channel.audience_now().into_iter().find(|(viewer, ..)| number_of(*viewer) == id);
+            own.is_some_and(|(viewer, ..)| channel.dismiss(viewer))
         })
     }
 
     /// A playlist or a piece, once it is there.
-    pub async fn fetch(
-        self,
-        stream: StreamName,
-        piece: Piece,
-        carried: String,
-        (player, peer): (u64, Option<SocketAddr>),
-    ) -> Result<Body, Refusal> {
+    pub async fn fetch(self, stream: StreamName, piece: Piece, carried: String, asker: Asker) -> Result<Body, Refusal> {
         let shared = &self.shared;
         shared.metrics.add(Figure::HlsRequests, &[name_of(piece)], 1);
         let outcome = match piece {
             Piece::Multivariant | Piece::Media { .. } => match shared.open(&stream).await {
-                Ok(channel) => shared.piece(&channel, piece, &carried, (player, peer)).await,
+                Ok(channel) => shared.piece(&channel, piece, &carried, asker).await,
                 Err(refusal) => Err(refusal),
             },
             Piece::Init(_) | Piece::Segment(_) | Piece::Part(_) => {
                 let channel = shared.channels().get(&stream).cloned();
                 match channel {
-                    Some(channel) => shared.piece(&channel, piece, &carried, (player, peer)).await,
+                    Some(channel) => shared.piece(&channel, piece, &carried, asker).await,
                     None => Err(Refusal::NotFound(format!("stream {stream} is not kept"))),
                 }
             }
@@ -192,30 +186,27 @@ impl Shared {
         }
     }
 
-    async fn piece(
-        &self,
-        channel: &Channel,
-        piece: Piece,
-        carried: &str,
-        (player, peer): (u64, Option<SocketAddr>),
-    ) -> Result<Body, Refusal> {
+    async fn piece(&self, channel: &Channel, piece: Piece, carried: &str, asker: Asker) -> Result<Body, Refusal> {
         let media = |chunks| Body { content: Content::Media, chunks };
         let playlist = |text| Body { content: Content::Playlist, chunks: vec![text] };
-        match piece {
+        let body = match piece {
             Piece::Multivariant => {
-                channel.asked(None, peer)?;
-                channel.wait(&self.waiting, |ring| ring.multivariant(carried, player).into()).await.map(playlist)
+                channel.asked(None, asker)?;
+                let there = channel.wait(&self.waiting, |ring| ring.multivariant(carried, asker.0).into());
+                playlist(there.await?)
             }
             Piece::Media { viewer, wait } => {
-                channel.asked(Some(viewer), peer)?;
-                channel.wait(&self.waiting, |ring| ring.media(carried, wait)).await.map(playlist)
+                channel.asked(Some(viewer), asker)?;
+                playlist(channel.wait(&self.waiting, |ring| ring.media(carried, wait)).await?)
             }
-            Piece::Init(number) => channel.now(|ring| ring.init(number)).map(|init| media(vec![init])),
-            Piece::Segment(number) => channel.now(|ring| ring.segment(number)).map(media),
-            Piece::Part(number) => {
-                channel.wait(&self.waiting, |ring| ring.part(number)).await.map(|part| media(vec![part]))
-            }
-        }
+            Piece::Init(number) => media(vec![channel.now(|ring| ring.init(number))?]),
+            Piece::Segment(number) => media(channel.now(|ring| ring.segment(number))?),
+            Piece::Part(number) => media(vec![channel.wait(&self.waiting, |ring| ring.part(number)).await?]),
+        };
+        let bytes = body.chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        channel.served(asker, piece, bytes);
+        self.metrics.add(Figure::HlsSent, &[], bytes);
+        Ok(body)
     }
 
     fn samples(&self) -> Vec<Sample> {
@@ -248,9 +239,10 @@ fn number_of(viewer: u64) -> u64 {
     NUMBERS | viewer & (NUMBERS - 1)
 }
 
-fn listed(viewer: u64, Viewer { peer, since_us, .. }: Viewer) -> ViewerInfo {
+fn listed(viewer: u64, Viewer { peer, since_us, got, .. }: Viewer, behind_90k: i64) -> ViewerInfo {
     let (id, container, hevc) = (number_of(viewer), "hls", "enhanced");
-    let (thread, bytes, tags, lag_ms, skips, written_us) = (String::new(), 0, 0, 0, 0, 0);
+    let (bytes, tags, lag_ms, written_us) = (got.bytes, got.pieces, (behind_90k / 90).unsigned_abs(), got.last_us);
+    let (thread, skips) = (String::new(), 0);
     ViewerInfo { id, peer, container, hevc, thread, since_us, bytes, tags, lag_ms, skips, written_us }
 }
 

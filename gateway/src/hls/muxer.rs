@@ -93,6 +93,9 @@ struct Running {
     limit_90k: Option<i64>,
     /// The open segment began where nothing can start.
     adrift: bool,
+    /// The newest unit of the leading track, which is held until the next tells how long it lasts: when it was, and whether
+    /// decoding can start there.
+    held: Option<(i64, bool)>,
 }
 
 impl Muxer {
@@ -155,7 +158,7 @@ impl Muxer {
     /// Units are missing: what comes next begins anew.
     pub(super) fn gap(&mut self, out: &mut Vec<Step>) {
         if let State::Running(running) = &mut self.state {
-            running.finish(&mut self.next_part, out);
+            running.finish(self.segment_90k, &mut self.next_segment, &mut self.next_part, out);
             running.settle(self.segment_90k);
             self.limit_90k = running.limit_90k;
             out.push(Step::Whole);
@@ -167,7 +170,7 @@ impl Muxer {
     /// The publisher went: nothing is held back for a frame that does not come.
     pub(super) fn flush(&mut self, out: &mut Vec<Step>) {
         if let State::Running(running) = &mut self.state {
-            running.finish(&mut self.next_part, out);
+            running.finish(self.segment_90k, &mut self.next_segment, &mut self.next_part, out);
         }
     }
 
@@ -229,6 +232,7 @@ impl Muxer {
             first: true,
             limit_90k: self.limit_90k,
             adrift: false,
+            held: None,
         });
         for unit in units {
             self.unit(unit, out);
@@ -246,28 +250,70 @@ impl Running {
         next_part: &mut u64,
         out: &mut Vec<Step>,
     ) {
+        let has_video = self.tracks.iter().any(|track| track.track == Track::Video);
+        let leads = !has_video || unit.track == Track::Video;
+        let starts = leads && (!has_video || unit.kind == Kind::Key);
+        if leads {
+            self.make_room((unit.dts_90k, starts), segment_90k, next_segment, next_part, out);
+        }
         if !self.fragmenter.push(unit) {
             return;
         }
-        let has_video = self.tracks.iter().any(|track| track.track == Track::Video);
-        let starts = if has_video { unit.track == Track::Video && unit.kind == Kind::Key } else { true };
+        if leads {
+            self.held = Some((unit.dts_90k, starts));
+        }
         let ready = self.fragmenter.span_90k();
         let span = self.span_90k + ready;
         // Groups of pictures are not exactly as long as they were planned.
         let enough = if self.first { FIRST_MIN.min(segment_90k) } else { segment_90k - segment_90k / 10 };
-        let longest = self.limit_90k.map_or(LONGEST, |limit| limit - self.frame_90k);
-        let too_much = span >= longest || self.bytes + self.fragmenter.bytes() as u64 >= bytes_max;
+        // The sound goes on where the picture stands still, which alone has been looked after.
+        let too_long = !leads && span >= self.longest() - self.frame_90k.min(self.longest() / 2);
+        let too_much = span > 0 && (too_long || self.bytes + self.fragmenter.bytes() as u64 >= bytes_max);
         if starts && (span >= enough || self.adrift) || too_much {
             self.part(next_part, out);
-            self.settle(segment_90k);
             self.adrift = !starts;
-            out.push(Step::Whole);
-            out.push(Step::Segment { number: *next_segment, discontinuity: false });
-            *next_segment += 1;
-            (self.span_90k, self.bytes, self.first) = (0, 0, false);
+            self.next_segment(false, segment_90k, next_segment, out);
         } else if ready > 0 && ready + self.frame_90k > self.part_target_90k {
             self.part(next_part, out);
         }
+    }
+
+    /// The unit that is held lasts until `next_90k`, where decoding can start if it `starts`. Where that is more than the
+    /// open segment may take, a new one begins with it; where it is more than any may (nothing came for so long), it is
+    /// shown as long as those before it, and what comes then does not go on where that ended: the target duration was said
+    /// and stays (RFC 8216, 4.3.3.1 and 6.2.1).
+    fn make_room(
+        &mut self,
+        (next_90k, starts): (i64, bool),
+        segment_90k: i64,
+        next_segment: &mut u64,
+        next_part: &mut u64,
+        out: &mut Vec<Step>,
+    ) {
+        let Some((since_90k, key)) = self.held else { return };
+        let lasts = next_90k.saturating_sub(since_90k);
+        if lasts > self.longest() {
+            self.finish(segment_90k, next_segment, next_part, out);
+            self.adrift = !starts;
+            self.next_segment(true, segment_90k, next_segment, out);
+        } else if self.span_90k + self.fragmenter.span_90k() + lasts > self.longest() {
+            self.part(next_part, out);
+            self.adrift = !key;
+            self.next_segment(false, segment_90k, next_segment, out);
+        }
+    }
+
+    /// What no segment is longer than, 1/90,000 s.
+    fn longest(&self) -> i64 {
+        self.limit_90k.unwrap_or(LONGEST)
+    }
+
+    fn next_segment(&mut self, discontinuity: bool, segment_90k: i64, number: &mut u64, out: &mut Vec<Step>) {
+        self.settle(segment_90k);
+        out.push(Step::Whole);
+        out.push(Step::Segment { number: *number, discontinuity });
+        *number += 1;
+        (self.span_90k, self.bytes, self.first) = (0, 0, false);
     }
 
     /// With the first segment it is known how long the others may be.
@@ -282,8 +328,15 @@ impl Running {
         self.put(fragment, next_part, out);
     }
 
-    fn finish(&mut self, next_part: &mut u64, out: &mut Vec<Step>) {
+    /// Lets go of all, also of what is held: it lasts as long as what came before it, for which there must be room.
+    fn finish(&mut self, segment_90k: i64, next_segment: &mut u64, next_part: &mut u64, out: &mut Vec<Step>) {
+        self.part(next_part, out);
         let fragment = self.fragmenter.finish();
+        let held = self.held.take();
+        if fragment.as_ref().is_some_and(|last| self.span_90k + last.duration_90k > self.longest()) {
+            self.adrift = held.is_none_or(|(_, key)| !key);
+            self.next_segment(false, segment_90k, next_segment, out);
+        }
         self.put(fragment, next_part, out);
     }
 

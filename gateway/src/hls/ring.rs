@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use protocols::Refusal;
-use protocols::hls::{Listed, Media, Multivariant, Part, Wait};
+use protocols::hls::{Listed, Media, Multivariant, Part, Piece, Wait};
 
 use super::Rules;
 use super::channel::Verdict;
@@ -151,8 +151,6 @@ impl Ring {
         if !std::mem::replace(&mut self.settled, true) {
             self.target_seconds = target_seconds(duration, self.segment_90k);
         }
-        // Only a frame that lasts longer than anybody could foresee still makes it grow: better than to tell a wrong one.
-        self.target_seconds = self.target_seconds.max((duration + 45_000) / 90_000);
         self.peak = self.peak.max(segment.bytes() * 8 * 90_000 / duration as u64);
         self.segments.push_back(segment);
         self.evict();
@@ -177,6 +175,24 @@ impl Ring {
                 self.bytes -= self.inits.pop_front().map_or(0, |(_, data)| data.len() as u64);
             }
         }
+    }
+
+    /// How much of what is here comes after this segment or part, in 1/90,000 s.
+    pub(super) fn behind_90k(&self, piece: Piece) -> i64 {
+        let mut behind = 0;
+        for segment in self.segments.iter().chain(&self.open).rev() {
+            if piece == Piece::Segment(segment.listed.number) {
+                return behind;
+            }
+            for part in segment.listed.parts.iter().rev() {
+                if piece == Piece::Part(part.number) {
+                    return behind;
+                }
+                behind += part.duration_90k;
+            }
+        }
+        // It is no longer kept: all that is.
+        behind
     }
 
     // === what players ask for ===

@@ -348,6 +348,13 @@ fn viewers_are_listed_and_closed_one_by_one() {
     answers.sort_unstable();
     assert_eq!(answers, [200, 403], "the other one watches on");
     assert_eq!(gateway.request("DELETE", &format!("/api/v1/streams/live%2Fx/viewers/{id}"), "").0, 404);
+    // A player that plays: what it got, and that it is near the end.
+    let url = format!("http://127.0.0.1:{media}/live/x/index.m3u8");
+    run_ok("ffmpeg", &["-v", "error", "-i", &url, "-t", "2", "-c", "copy", "-f", "null", "-"]);
+    let player = viewers().into_iter().find(|viewer| viewer["tags"].as_u64() > Some(0)).expect("one that got pieces");
+    assert!(player["bytes"].as_u64() > Some(50_000) && player["lag_ms"].as_u64() < Some(20_000), "{player}");
+    assert!(player["written_us"].as_i64() > player["since_us"].as_i64(), "{player}");
+    assert!(gateway.metric("sluicegate_hls_sent_bytes_total") >= player["bytes"].as_f64().unwrap());
     gateway.stop();
 }
 
