@@ -27,6 +27,9 @@ const REMEMBERED_MAX: usize = 10_000;
 /// How long the console's own links let players in, seconds.
 const LINK_SECONDS: u64 = 300;
 
+/// The same of a recording: an hour of it, looked at twice.
+const RECORDING_LINK_SECONDS: u64 = 2 * 3_600;
+
 /// One credential, its secret ready to compare.
 pub struct Credential {
     pub name: String,
@@ -135,6 +138,18 @@ impl Gatekeeper {
     pub fn link(&self, stream: &str) -> Option<String> {
         let now_s = u64::try_from(clock::now_us() / 1_000_000).unwrap_or(0);
         Some(self.own.as_ref()?.query(Kind::Play, stream, now_s + LINK_SECONDS))
+    }
+
+    /// The same for a recording on disk, played in ranges: for longer, since it is looked at for longer.
+    pub fn recording_link(&self, id: u64) -> Option<String> {
+        let now_s = u64::try_from(clock::now_us() / 1_000_000).unwrap_or(0);
+        Some(self.own.as_ref()?.recording_query(id, now_s + RECORDING_LINK_SECONDS))
+    }
+
+    /// Whether the signature is of a [`recording_link`](Self::recording_link) of this recording.
+    pub fn opens_recording(&self, id: u64, signature: &Signature) -> bool {
+        let now_s = u64::try_from(clock::now_us() / 1_000_000).unwrap_or(0);
+        self.own.as_ref().is_some_and(|own| own.verify_recording(id, signature, now_s).is_ok())
     }
 
     /// Whether an identity may publish to the topic by its credential's own list (its devices' topics are the

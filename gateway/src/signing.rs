@@ -37,8 +37,17 @@ impl SigningKey {
 
     /// The query of an address that is good until then, seconds since 1970 UTC.
     pub fn query(&self, kind: Kind, stream: &str, expires_s: u64) -> String {
+        self.query_of(&text(kind, stream, expires_s), expires_s)
+    }
+
+    /// The same of a recording on disk.
+    pub fn recording_query(&self, id: u64, expires_s: u64) -> String {
+        self.query_of(&recording_text(id, expires_s), expires_s)
+    }
+
+    fn query_of(&self, text: &str, expires_s: u64) -> String {
         let mut query = format!("exp={expires_s}&sig=");
-        for byte in hmac::sign(&self.0, text(kind, stream, expires_s).as_bytes()).as_ref() {
+        for byte in hmac::sign(&self.0, text.as_bytes()).as_ref() {
             // Writing to a string does not fail.
             let _infallible = write!(query, "{byte:02x}");
         }
@@ -47,7 +56,15 @@ impl SigningKey {
 
     /// Compares in constant time; `now_s` in seconds since 1970 UTC.
     pub fn verify(&self, kind: Kind, stream: &str, signature: &Signature, now_s: u64) -> Result<(), Wrong> {
-        let text = text(kind, stream, signature.expires_s);
+        self.verify_text(&text(kind, stream, signature.expires_s), signature, now_s)
+    }
+
+    /// The same of a recording on disk.
+    pub fn verify_recording(&self, id: u64, signature: &Signature, now_s: u64) -> Result<(), Wrong> {
+        self.verify_text(&recording_text(id, signature.expires_s), signature, now_s)
+    }
+
+    fn verify_text(&self, text: &str, signature: &Signature, now_s: u64) -> Result<(), Wrong> {
         hmac::verify(&self.0, text.as_bytes(), &signature.mac).map_err(|_| Wrong::Mac)?;
         if signature.expires_s > now_s { Ok(()) } else { Err(Wrong::Expired) }
     }
@@ -56,6 +73,11 @@ impl SigningKey {
 /// What is signed.
 fn text(kind: Kind, stream: &str, expires_s: u64) -> String {
     format!("{}:{stream}:{expires_s}", kind.as_str())
+}
+
+/// The same of a recording: none of the kinds, so that no stream's address opens one.
+fn recording_text(id: u64, expires_s: u64) -> String {
+    format!("recording:{id}:{expires_s}")
 }
 
 impl Kind {
@@ -93,6 +115,17 @@ mod tests {
         let later = Signature { expires_s: 2_000, ..given.clone() };
         assert_eq!(key.verify(Kind::Play, "live/gate-1", &later, 999), Err(Wrong::Mac));
         assert_eq!(SigningKey::new(b"other").verify(Kind::Play, "live/gate-1", &given, 999), Err(Wrong::Mac));
+    }
+
+    #[test]
+    fn a_recording_is_opened_by_its_own_address_alone() {
+        let key = SigningKey::new(b"open-sesame");
+        let given = signature(&key.recording_query(7, 1_000));
+        assert_eq!(key.verify_recording(7, &given, 999), Ok(()));
+        assert_eq!(key.verify_recording(7, &given, 1_000), Err(Wrong::Expired));
+        assert_eq!(key.verify_recording(8, &given, 999), Err(Wrong::Mac));
+        let stream = signature(&key.query(Kind::Play, "7", 1_000));
+        assert_eq!(key.verify_recording(7, &stream, 999), Err(Wrong::Mac));
     }
 
     /// The example of the documentation, made by openssl.

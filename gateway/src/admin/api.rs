@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, delete, get};
+use axum::routing::{MethodRouter, delete, get, post};
 use serde_json::{Value as Json_, json};
 
 use super::parts::ThingView;
@@ -34,6 +34,7 @@ pub(super) fn routes() -> Vec<Route> {
         route("get", "/api/v1/recordings", get(recordings::list)),
         route("get", "/api/v1/recordings/{id}", get(recordings::play)),
         route("delete", "/api/v1/recordings/{id}", delete(recordings::remove)),
+        route("post", "/api/v1/recordings/{id}/link", post(recordings::link)),
         route("get", "/api/v1/upstreams", get(upstreams)),
         route("get", "/api/v1/store", get(store)),
         route("get", "/api/v1/live", get(live)),

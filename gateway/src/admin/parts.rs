@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use device_models::{Message, Order, Outcome};
+use protocols::Signature;
 use protocols::media::StreamName;
 use serde::Serialize;
 use tokio::sync::broadcast;
@@ -41,6 +42,15 @@ pub struct Audience {
     pub close_viewer: Box<dyn Fn(StreamName, u64) -> Later<bool> + Send + Sync>,
     /// The query of an address that lets a player in for some minutes.
     pub link: Link,
+    pub recordings: RecordingLinks,
+}
+
+/// Addresses that let a player in to a recording for a time.
+pub struct RecordingLinks {
+    /// The query of one.
+    pub link: Box<dyn Fn(u64) -> Option<String> + Send + Sync>,
+    /// Whether this signature belongs to it.
+    pub opens: Box<dyn Fn(u64, &Signature) -> bool + Send + Sync>,
 }
 
 /// Everything the console shows and can do.
@@ -69,6 +79,12 @@ pub struct Parts {
 impl fmt::Debug for Audience {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Audience")
+    }
+}
+
+impl fmt::Debug for RecordingLinks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RecordingLinks")
     }
 }
 

@@ -22,6 +22,11 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, format!("there is no {what}"))
     }
 
+    /// No address can be signed.
+    pub(super) fn no_randomness() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway had no randomness at its start")
+    }
+
     /// How a command's failure is told.
     pub(super) fn of(failure: &Failure) -> Self {
         let status = match failure {

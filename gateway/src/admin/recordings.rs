@@ -9,11 +9,13 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_core::Stream;
+use protocols::Pass;
 use serde::Deserialize;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::mpsc;
 
@@ -61,6 +63,25 @@ pub(super) async fn remove(
     let id = recording.id;
     let removed = console.tasks.blocking(move || recorder.remove(id)).await.unwrap_or(false);
     if removed { Ok(StatusCode::NO_CONTENT) } else { Err(missing(id)) }
+}
+
+/// What stands behind the question mark of an address that lets a player in to this recording for some hours: a player
+/// that asks for ranges by itself cannot show a token.
+pub(super) async fn link(
+    State(console): State<Console>,
+    id: Result<Path<u64>, PathRejection>,
+) -> Result<Json<Value>, Problem> {
+    let (_, recording) = find(&console, id)?;
+    let query = (console.parts.audience.recordings.link)(recording.id).ok_or_else(Problem::no_randomness)?;
+    Ok(Json(json!({ "query": query })))
+}
+
+/// Whether the request is for a recording and its address was signed for that.
+pub(super) fn is_signed(console: &Console, method: &Method, uri: &Uri) -> bool {
+    let id = uri.path().strip_prefix("/api/v1/recordings/").and_then(|id| id.parse().ok());
+    let signature = Pass::of_query(uri.query().unwrap_or_default()).signature;
+    let reads = matches!(*method, Method::GET | Method::HEAD);
+    id.zip(signature).is_some_and(|(id, signature)| reads && (console.parts.audience.recordings.opens)(id, &signature))
 }
 
 pub(super) async fn play(

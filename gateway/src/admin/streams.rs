@@ -77,9 +77,7 @@ async fn close_viewer(
 async fn link(State(console): State<Console>, Path(name): Path<String>) -> Result<Json<Json_>, Problem> {
     let (stream, _) = find(&console, &name)?;
     let query = (console.parts.audience.link)(stream.as_str());
-    let query = query
-        .ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway had no randomness at its start"))?;
-    Ok(Json(json!({ "query": query })))
+    Ok(Json(json!({ "query": query.ok_or_else(Problem::no_randomness)? })))
 }
 
 fn find(console: &Console, name: &str) -> Result<(StreamName, StreamView), Problem> {

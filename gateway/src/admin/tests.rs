@@ -73,6 +73,7 @@ async fn start_console(token: Option<&str>) -> Running {
             close: Box::new(|_| Box::pin(async { false })),
             close_viewer: Box::new(|_, _| Box::pin(async { false })),
             link: Box::new(|_| None),
+            recordings: parts::RecordingLinks { link: Box::new(|_| None), opens: Box::new(|_, _| false) },
         },
         upstreams: Box::new(Vec::new),
         store: Box::new(StoreView::default),

@@ -7,7 +7,8 @@ use device_models::Class;
 use device_models::model::{Kind, Model};
 
 use super::parts::{
-    ActionView, AdapterView, Audience, Parts, PropertyView, RelayView, StoreView, StreamView, ThingView, UpstreamView,
+    ActionView, AdapterView, Audience, Parts, PropertyView, RecordingLinks, RelayView, StoreView, StreamView,
+    ThingView, UpstreamView,
 };
 use crate::bus::{Bus, Happening};
 use crate::devices::ThingState;
@@ -89,7 +90,7 @@ impl AdapterView {
 fn audience(services: &Services) -> Audience {
     let [viewers, close, close_viewer] = [0; 3].map(|_| services.streams.clone());
     let [hls, closing] = [0; 2].map(|_| services.hls.clone());
-    let gatekeeper = Arc::clone(&services.gatekeeper);
+    let [gatekeeper, linking, opening] = [0; 3].map(|_| Arc::clone(&services.gatekeeper));
     Audience {
         viewers: Box::new(move |stream| {
             let (streams, hls) = (viewers.clone(), hls.clone());
@@ -108,6 +109,10 @@ fn audience(services: &Services) -> Audience {
             Box::pin(async move { hls.close_viewer(&stream, id) || streams.close_viewer(&stream, id).await })
         }),
         link: Box::new(move |stream| gatekeeper.link(stream)),
+        recordings: RecordingLinks {
+            link: Box::new(move |id| linking.recording_link(id)),
+            opens: Box::new(move |id, signature| opening.opens_recording(id, signature)),
+        },
     }
 }
 
@@ -278,6 +283,8 @@ fn sample(services: &Services, outlets: &Outlets, store_bytes_max: u64) {
     let kept = outlets.clone();
     metrics.sample(move || kept_figures(&kept));
     metrics.sample(move || streams.list().iter().flat_map(|info| outlet_figures(&info.name, &outlets)).collect());
+    let core = services.streams.clone();
+    metrics.sample(move || refused_figures(&core));
     let (streams, devices) = (services.streams.clone(), services.intake.devices().clone());
     let started = Instant::now();
     let threads: Metrics = metrics.clone();
@@ -293,6 +300,18 @@ fn sample(services: &Services, outlets: &Outlets, store_bytes_max: u64) {
             Sample::new(Figure::Resident, &[], resident_bytes() as f64),
         ]
     });
+}
+
+fn refused_figures(streams: &StreamCore) -> Vec<Sample> {
+    let refused = streams.refused();
+    let one = |reason, count: u64| Sample::new(Figure::StreamRefused, &[reason], count as f64);
+    vec![
+        one("publishers", refused.publishers),
+        one("viewers", refused.viewers),
+        one("orphans", refused.orphans),
+        one("busy", refused.busy),
+        Sample::new(Figure::CameraWordsReplaced, &[], refused.words as f64),
+    ]
 }
 
 fn store_figures(bus: &Bus, bytes_max: u64) -> Vec<Sample> {

@@ -29,6 +29,24 @@ fn ffmpeg_to(url: &str) -> Child {
     Child::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))
 }
 
+fn ffmpeg_over_udp(port: u16, name: &str) -> Child {
+    let mut command = Command::new("ffmpeg");
+    command.args([
+        "-hide_banner",
+        "-loglevel",
+        "quiet",
+        "-nostdin",
+        "-re",
+        "-f",
+        "lavfi",
+        "-i",
+        "testsrc2=s=320x180:r=25",
+    ]);
+    command.args(["-c:v", "libx264", "-preset", "ultrafast", "-g", "25", "-f", "rtsp", "-rtsp_transport", "udp"]);
+    command.arg(format!("rtsp://127.0.0.1:{port}/{name}"));
+    Child::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))
+}
+
 fn streams(gateway: &Gateway) -> Vec<Value> {
     gateway.streams()
 }
@@ -261,23 +279,29 @@ fn a_hook_decides_on_streams_nobody_watches_and_publishers_that_fall_silent() {
     let hooks = HookServer::start();
     hooks.reply("on_idle_timeout", "live/idle", HookReply::Status(404));
     let events = hooks.toml(&["on_idle_timeout", "on_receive_timeout", "on_publish_done"]);
-    let more = "idle_timeout_seconds = 1\n[stream]\nsilence_max_seconds = 1\ngrace_seconds = 1\n";
-    let gateway = Gateway::start(Options::default().with(&events).with(more));
+    let rtsp = free_port();
+    let more = format!(
+        "idle_timeout_seconds = 1\n[stream]\nsilence_max_seconds = 1\ngrace_seconds = 1\n[[adapter]]\nname = \"rtsp\"\n\
+         listen = \"tcp://127.0.0.1:{rtsp}\"\nprotocol = \"rtsp\"\nallow_anonymous = true\n"
+    );
+    let gateway = Gateway::start(Options::default().with(&events).with(&more));
     let media = gateway.options.media;
     let mut idle = ffmpeg(media, "live/idle");
     let watched = ffmpeg(media, "live/kept");
+    let packets = ffmpeg_over_udp(rtsp, "live/udp");
     // Asked about both; one is closed, the other is kept.
     hooks.until("on_idle_timeout", "live/kept");
     hooks.until("on_idle_timeout", "live/idle");
     assert!(!idle.wait(PATIENCE).success());
-    wait_live(&gateway, "live/kept");
-    // Silent: kept while the hook says 200, closed when it does not.
-    watched.signal(rustix::process::Signal::STOP);
-    hooks.until("on_receive_timeout", "live/kept");
-    assert!(hooks.asked("on_publish_done").iter().all(|told| told.body["stream"] != "live/kept"));
-    hooks.reply("on_receive_timeout", "live/kept", HookReply::Status(410));
-    hooks.until("on_publish_done", "live/kept");
-    drop(watched);
+    // Silent: kept while the hook says 200, closed when it does not; whatever the wire.
+    for (name, publisher) in [("live/kept", watched), ("live/udp", packets)] {
+        wait_live(&gateway, name);
+        publisher.signal(rustix::process::Signal::STOP);
+        hooks.until("on_receive_timeout", name);
+        assert!(hooks.asked("on_publish_done").iter().all(|told| told.body["stream"] != name));
+        hooks.reply("on_receive_timeout", name, HookReply::Status(410));
+        hooks.until("on_publish_done", name);
+    }
     gateway.stop();
 }
 
@@ -447,7 +471,8 @@ fn the_console_plays_what_wants_a_key_and_closes_viewers_over_https() {
     std::fs::write(&token, "a-token-for-the-console\n").unwrap();
     let door = format!(
         "[[adapter]]\nname = \"guarded\"\nlisten = \"tls://127.0.0.1:{port}\"\nprotocol = [\"rtmp\", \"http-flv\"]\n{}\
-         [[credential]]\nname = \"gate\"\nsecret_file = \"{}\"\npush = [\"live/gate\"]\n",
+         [[credential]]\nname = \"gate\"\nsecret_file = \"{}\"\npush = [\"live/gate\"]\n\
+         [[record]]\nname = \"all\"\nstream = \"live/*\"\nsegment_seconds = 2\nfree_min_mib = 0\n",
         certificate.toml(),
         key.display()
     );
@@ -489,6 +514,19 @@ fn the_console_plays_what_wants_a_key_and_closes_viewers_over_https() {
     let other =
         format!("const row = document.querySelector('tr[data-viewer]'); return row && row.dataset.viewer !== {first}");
     browser.until("another viewer", PATIENCE, &other);
+    // A recording: the video element fetches it in ranges by itself, by an address that is signed for it.
+    let play = "const last = document.querySelector('[aria-label^=\"Download recording\"]'); \
+                last?.previousSibling.click(); return Boolean(last)";
+    browser.until("a complete recording", PATIENCE, play);
+    let playing = "const v = document.getElementById('recording-player'); \
+                   return v.videoWidth && v.currentTime > 0.3 && v.currentSrc";
+    let source = browser.until("a playing recording", PATIENCE, playing);
+    let signed = source.as_str().unwrap().strip_prefix(&page).expect("an address of the gateway's").to_owned();
+    let (path, _) = signed.split_once("?exp=").expect("a signed address");
+    assert!(said(get(&signed, &["-r", "0-99"])).ends_with(" 206"), "{signed}");
+    assert!(said(get(path, &[])).ends_with(" 401") && said(get(&signed, &["-X", "DELETE"])).ends_with(" 401"));
+    let other = signed.replacen(path, "/api/v1/recordings/1000000", 1);
+    assert!(said(get(&other, &[])).ends_with(" 401") && said(get(&format!("{signed}0"), &[])).ends_with(" 401"));
     drop((browser, push));
     gateway.stop();
 }

@@ -1,5 +1,5 @@
 // Recordings: what is on disk, newest first, with a player (MP4 by the browser itself, FLV through mpegts.js).
-import { authorization, bytes, make, read, request, say, span } from "/app.js";
+import { authorization, bytes, make, read, say, send, span } from "/app.js";
 
 const SHOWN_MAX = 30;
 let player = null;
@@ -31,10 +31,12 @@ function button(words, recording, action) {
 
 const path = (recording) => `/api/v1/recordings/${recording.id}`;
 
-async function fetched(recording) {
-  const response = await request(path(recording));
-  if (!response.ok) throw new Error(`recording ${recording.id}: ${response.status}`);
-  return URL.createObjectURL(await response.blob());
+/** The address that needs no token for a time: a video element asks for ranges by itself, and cannot show one. */
+async function address(recording) {
+  if (!Object.keys(authorization()).length) return path(recording);
+  const link = await send("POST", `${path(recording)}/link`, `recording ${recording.id}`);
+  if (!link) throw new Error("it may not be played");
+  return `${path(recording)}?${link.query}`;
 }
 
 async function play(recording) {
@@ -44,10 +46,9 @@ async function play(recording) {
   video.hidden = false;
   try {
     if (recording.format === "mp4") {
-      // Only a browser that need not show a key can ask for ranges by itself.
-      video.src = Object.keys(authorization()).length ? await fetched(recording) : path(recording);
+      video.src = await address(recording);
     } else {
-      player = window.mpegts.createPlayer({ type: "flv", isLive: false, url: path(recording) }, { enableWorker: false, headers: authorization() });
+      player = window.mpegts.createPlayer({ type: "flv", isLive: false, url: await address(recording) }, { enableWorker: false });
       player.attachMediaElement(video);
       player.load();
     }
@@ -58,6 +59,6 @@ async function play(recording) {
 }
 
 async function download(recording) {
-  const link = make("a", { href: await fetched(recording), download: `${recording.stream.replaceAll("/", "_")}-${recording.id}.${recording.format}` });
+  const link = make("a", { href: await address(recording), download: `${recording.stream.replaceAll("/", "_")}-${recording.id}.${recording.format}` });
   link.click();
 }
