@@ -7,6 +7,7 @@
 //!     target/release/load mqtt --help
 //!     target/release/load idle
 //!     target/release/load drain
+//!     target/release/load process --help
 //!
 //! CPU is what the kernel accounts to the server's process (`/proc/PID/stat`), memory its `VmRSS`. Everything is on
 //! loopback and on the same cores as the client: the receiver's share of the network stack is charged to the sender.
@@ -58,6 +59,8 @@ enum Command {
     Idle(mqtt::IdlePlan),
     /// A backlog that goes upstream: the gateway alone.
     Drain(drain::Plan),
+    /// What a running process takes while others load it: viewers over TLS, browsers, recordings.
+    Process(process::Plan),
     /// The floor itself: a bare epoll loop that writes one shared buffer to HTTP-FLV viewers.
     Floor(streams::FloorPlan),
 }
@@ -76,6 +79,7 @@ fn main() -> anyhow::Result<()> {
         Command::Mqtt(plan) => mqtt::run(&plan)?,
         Command::Drain(plan) => drain::run(&plan)?,
         Command::Idle(plan) => mqtt::run_idle(&plan)?,
+        Command::Process(plan) => process::run(&plan)?,
         Command::Floor(plan) => return streams::floor(&plan),
     };
     if arguments.json {

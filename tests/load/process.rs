@@ -1,9 +1,53 @@
 //! What a process took so far, read from `/proc`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use clap::Args;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::table::{Cell, Table};
+
+/// A server that others put under load: browsers, curl, encoders.
+#[derive(Debug, Args)]
+pub(crate) struct Plan {
+    /// Process to look at.
+    #[arg(long)]
+    pid: i32,
+    /// For so long.
+    #[arg(long, default_value_t = 15)]
+    seconds: u64,
+    /// What its CPU time is divided by: viewers, streams.
+    #[arg(long, default_value_t = 1)]
+    each: u32,
+}
+
+/// What the process takes while others load it.
+pub(crate) fn run(plan: &Plan) -> anyhow::Result<Table> {
+    let (before, began) = (run_time(plan.pid)?, Instant::now());
+    std::thread::sleep(Duration::from_secs(plan.seconds));
+    let cores = run_time(plan.pid)?.saturating_sub(before).as_secs_f64() / began.elapsed().as_secs_f64();
+    let mut table = Table::new(&["pid", "s", "% of a core", "CPU µs/s each", "RSS MiB"]);
+    table.row(vec![
+        Cell::text(plan.pid.to_string()),
+        Cell::Figure(plan.seconds as f64, 0),
+        Cell::Figure(cores * 100.0, 2),
+        Cell::Figure(cores * 1e6 / f64::from(plan.each.max(1)), 1),
+        Cell::Figure(usage(plan.pid)?.rss_kib as f64 / 1024.0, 1),
+    ]);
+    Ok(table)
+}
+
+/// Time on a processor of all its threads that live, finer than ticks.
+fn run_time(pid: i32) -> anyhow::Result<Duration> {
+    let mut nanoseconds = 0;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).context("no such process")? {
+        // A thread may end while it is looked at.
+        let told = std::fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
+        nanoseconds += told.split(' ').next().and_then(|run| run.parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(Duration::from_nanos(nanoseconds))
+}
 
 /// A figure of one moment.
 #[derive(Debug, Clone, Copy)]

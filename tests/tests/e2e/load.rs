@@ -36,6 +36,22 @@ fn reports_into_every_broker_are_all_acknowledged_and_upstream() {
 }
 
 #[test]
+fn a_process_is_measured_while_others_load_it() {
+    let own = std::process::id().to_string();
+    let measured =
+        std::thread::spawn(move || rows(&["--json", "process", "--pid", &own, "--seconds", "1", "--each", "2"]));
+    let (mut busy, began) = (0u64, std::time::Instant::now());
+    while !measured.is_finished() {
+        busy = std::hint::black_box(busy.wrapping_add(1));
+        assert!(began.elapsed() < sluicegate_tests::PATIENCE);
+    }
+    let row = &measured.join().unwrap()[0];
+    let (share, each) = (row["% of a core"].as_f64().unwrap(), row["CPU µs/s each"].as_f64().unwrap());
+    assert!(share > 2.0 && (each - share * 5_000.0).abs() <= share * 500.0 + 50.0, "{row}");
+    assert!(row["RSS MiB"].as_f64() > Some(1.0), "{row}");
+}
+
+#[test]
 fn a_backlog_drains_in_every_dialect_that_is_measured() {
     let rows = rows(&["--json", "drain", "--messages", "1500", "--points", "10", "--line", "0"]);
     assert_eq!(rows.iter().map(|row| row["dialect"].as_str().unwrap()).collect::<Vec<_>>(), ["native", "json"]);

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use protocols::media::{Kind, Track, Unit};
 use serde_json::Value;
 use sluicegate_tests::{
-    Child, Clip, Door, Flv, Gateway, Options, PATIENCE, Publisher, Viewer, paced, slow_line_back, wait_for,
+    Child, Clip, Door, Flv, Gateway, Options, PATIENCE, Publisher, Viewer, paced, root, run_ok, slow_line_back,
+    wait_for,
 };
 use tempfile::TempDir;
 
@@ -205,6 +206,24 @@ fn a_viewer_that_stalls_for_5_s_is_live_again_within_a_group_of_pictures() {
         }
         assert!(age < Duration::from_secs(1), "{door:?}: {age:?} behind");
     }
+    drop(camera);
+    gateway.stop();
+}
+
+/// A reader of RTMP that shares nothing with ours holds each chunk of a stalled player's stream to the specification.
+#[test]
+fn an_rtmp_player_that_stalled_gets_whole_messages_that_go_on_at_a_key_frame() {
+    let folder = TempDir::new().unwrap();
+    let clip = make_clip(folder.path(), "640x360", KBPS, 10);
+    let gateway = Gateway::start(Options::default().with("[stream]\nlag_max_ms = 1000"));
+    let camera = Running::start(&gateway, &clip, "stalls");
+    let script = root().join("tests/tests/e2e/complaints/rtmp_chunks.py").display().to_string();
+    let (port, skips) = (gateway.options.media.to_string(), "sluicegate_stream_skips_total{stream=\"live/stalls\"}");
+    let told = run_ok("python3", &[&script, &port, "live", "stalls", "4", "6"]);
+    let seen: Value = serde_json::from_str(&told).unwrap();
+    assert!(seen["gaps"].as_u64() >= Some(1) && gateway.metric(skips) >= 1.0, "nothing was skipped: {seen}");
+    assert!(seen["video"].as_u64() > Some(100) && seen["keys"].as_u64() >= Some(4), "{seen}");
+    assert!(seen["audio"].as_u64() > Some(150), "{seen}");
     drop(camera);
     gateway.stop();
 }
