@@ -33,6 +33,9 @@ pub type Later<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// Makes the query of a link to a stream.
 pub type Link = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
+/// Judges the signature of a link to a recording.
+pub type Opens = Box<dyn Fn(u64, &Signature) -> bool + Send + Sync>;
+
 /// Who watches, and what can be done about it.
 pub struct Audience {
     pub viewers: Box<dyn Fn(StreamName) -> Later<Vec<ViewerInfo>> + Send + Sync>,
@@ -50,7 +53,7 @@ pub struct RecordingLinks {
     /// The query of one.
     pub link: Box<dyn Fn(u64) -> Option<String> + Send + Sync>,
     /// Whether this signature belongs to it.
-    pub opens: Box<dyn Fn(u64, &Signature) -> bool + Send + Sync>,
+    pub opens: Opens,
 }
 
 /// Everything the console shows and can do.
