@@ -293,7 +293,7 @@ proptest! {
             let Verdict::Ready(text) = bench.ring.media("", None) else { continue };
             let text = String::from_utf8(text.to_vec()).unwrap();
             let target = values(&text, "#EXT-X-TARGETDURATION:")[0];
-            prop_assert_eq!(*said.get_or_insert(target), target);
+            prop_assert!((*said.get_or_insert(target) - target).abs() < 0.5, "{}", text);
             let part_target = values(&text, "#EXT-X-PART-INF:PART-TARGET=")[0];
             prop_assert!(values(&text, "#EXTINF:").iter().all(|long| long.round() <= target), "{}", text);
             prop_assert!(values(&text, "#EXT-X-PART:DURATION=").iter().all(|long| *long <= part_target), "{}", text);
