@@ -519,7 +519,7 @@ fn the_console_plays_what_wants_a_key_and_closes_viewers_over_https() {
                 last?.previousSibling.click(); return Boolean(last)";
     browser.until("a complete recording", PATIENCE, play);
     let playing = "const v = document.getElementById('recording-player'); \
-                   return v.videoWidth && v.currentTime > 0.3 && v.currentSrc";
+                   return v.currentTime > 0.3 && v.videoWidth > 0 && v.currentSrc";
     let source = browser.until("a playing recording", PATIENCE, playing);
     let signed = source.as_str().unwrap().strip_prefix(&page).expect("an address of the gateway's").to_owned();
     let (path, _) = signed.split_once("?exp=").expect("a signed address");
