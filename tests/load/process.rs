@@ -28,6 +28,10 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<Table> {
     std::thread::sleep(Duration::from_secs(plan.seconds));
     let cores = run_time(plan.pid)?.saturating_sub(before).as_secs_f64() / began.elapsed().as_secs_f64();
     let mut table = Table::new(&["pid", "s", "% of a core", "CPU µs/s each", "RSS MiB"]);
+    table.note(
+        "CPU: time on a processor of all its threads (/proc/PID/task/*/schedstat), the kernel's work for it included",
+    );
+    table.note(format!("{} s, divided by {}; memory: VmRSS at the end", plan.seconds, plan.each));
     table.row(vec![
         Cell::text(plan.pid.to_string()),
         Cell::Figure(plan.seconds as f64, 0),
