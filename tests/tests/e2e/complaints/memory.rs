@@ -44,13 +44,29 @@ impl Held {
         Self::of(gateway)
     }
 
-    fn is_as(self, before: Self, percent: u64, more_kib: u64) {
-        let most = before.rss_kib * (100 + percent) / 100 + more_kib;
-        assert!(self.rss_kib <= most, "{self:?} after {before:?}: more than {percent} % more memory");
+    fn is_as(self, before: Self, percent: u64, more_kib: u64) -> bool {
+        let rss = self.rss_kib <= before.rss_kib * (100 + percent) / 100 + more_kib;
         // Threads of blocking work come and go, and this test's own last questions may not be closed yet.
-        let more = self.threads > before.threads + 2 || self.descriptors > before.descriptors + 2;
-        assert!(!more, "{self:?} after {before:?}: more threads or descriptors");
+        rss && self.threads <= before.threads + 2 && self.descriptors <= before.descriptors + 2
     }
+}
+
+/// Rounds at the most. What fills up (arenas of the C library, tables up to their limits) is full some day, and a round leaves
+/// the process as it was; what leaks grows in each.
+const ROUNDS: usize = 3;
+
+/// Plays rounds until one leaves the process as it was.
+fn levels_off(gateway: &Gateway, percent: u64, more_kib: u64, round: impl Fn(usize)) {
+    let mut seen = vec![Held::after_all(gateway)];
+    for at in 0..ROUNDS {
+        round(at);
+        let (after, before) = (Held::after_all(gateway), seen[at]);
+        if after.is_as(before, percent, more_kib) {
+            return;
+        }
+        seen.push(after);
+    }
+    panic!("each round leaves something behind: {seen:?}");
 }
 
 fn options(grace_seconds: u32) -> Options {
@@ -94,10 +110,11 @@ fn session(media: u16, name: &str, at: usize, units: &[Unit]) {
 fn ten_thousand_names_leave_no_memory_behind() {
     let gateway = Gateway::start(options(0));
     sessions(&gateway, WARM_NAMES, |n| format!("warm-{n}"));
-    let before = Held::after_all(&gateway);
+    Held::after_all(&gateway);
     let things = gateway.metric("sluicegate_things{}");
-    sessions(&gateway, size(1_500, 10_000), |n| format!("camera-{n}"));
-    Held::after_all(&gateway).is_as(before, 5, CACHE_KIB);
+    levels_off(&gateway, 5, CACHE_KIB, |round| {
+        sessions(&gateway, size(1_500, 10_000), |n| format!("camera-{round}-{n}"));
+    });
     // And no table has them any more.
     assert!(gateway.metric("sluicegate_things{}") <= things.max(512.0), "things are forgotten");
     wait_for("everybody offline", PATIENCE, || (gateway.metric("sluicegate_things_online{}") < 0.5).then_some(()));
@@ -112,8 +129,6 @@ fn forty_thousand_sessions_leave_memory_threads_and_descriptors_as_they_were() {
     let gateway = Gateway::start(options(2));
     let name = |n: usize| format!("gate-{}", n % 64);
     sessions(&gateway, WARM, name);
-    let before = Held::after_all(&gateway);
-    sessions(&gateway, size(2_000, 40_000), name);
-    Held::after_all(&gateway).is_as(before, 2, 0);
+    levels_off(&gateway, 2, 0, |_| sessions(&gateway, size(2_000, 40_000), name));
     gateway.stop();
 }
