@@ -41,8 +41,8 @@ fn posted(body: &[u8]) -> Vec<u64> {
 fn live_messages_do_not_wait_for_the_backlog_on_a_slow_line() {
     let mut broker = Mosquitto::start();
     let line = slow_line(broker.port, 10_000_000);
-    // The broker keeps its session: nothing that comes before it is back passes it by.
-    let mut receiver = Receiver::start(broker.port, &[]);
+    // The broker knows the receiver from now on, and keeps for it what comes before it is back.
+    drop(Receiver::start(broker.port, &[]));
     broker.pause();
     let gateway = Gateway::start(Options::default().with(&upstream("up", &format!("mqtt://127.0.0.1:{line}"), "")));
     // About 12 s of the line: text that no batch makes smaller.
@@ -50,6 +50,7 @@ fn live_messages_do_not_wait_for_the_backlog_on_a_slow_line() {
         |n: u64| -> String { (0..4000).map(|at| char::from(b'a' + ((n * 31 + at * at * 7) % 26) as u8)).collect() };
     report(&gateway, "old", (1..=4000).map(|n| json!({ "n": n, "text": text(n) })));
     broker.resume();
+    let mut receiver = Receiver::start(broker.port, &[]);
     receiver.until("the backlog to begin", PATIENCE * 2, |m| m["thing"] == "old" && m["hist"] == true);
     let (mut waits, mut sent) = (Vec::new(), 0);
     let topic = "/generic/new/properties/report";
@@ -135,12 +136,13 @@ fn what_went_before_the_backlog_is_not_sent_again_after_a_restart() {
 #[test]
 fn in_order_means_in_order() {
     let mut broker = Mosquitto::start();
-    let mut receiver = Receiver::start(broker.port, &[]);
+    drop(Receiver::start(broker.port, &[]));
     broker.pause();
     let url = format!("mqtt://127.0.0.1:{}", broker.port);
     let gateway = Gateway::start(Options::default().with(&upstream("up", &url, "order = \"in-order\"")));
     report(&gateway, "t-1", counting(1..=2500));
     broker.resume();
+    let mut receiver = Receiver::start(broker.port, &[]);
     receiver.until("the backlog to begin", PATIENCE * 2, |m| n(m) == Some(1));
     report(&gateway, "t-1", counting(2501..=2510));
     receiver.until("the last", PATIENCE, |m| n(m) == Some(2510));
