@@ -178,7 +178,9 @@ fn shadows(console: &Console) -> Result<&Shadows, Problem> {
 fn problem(error: ShadowError) -> Problem {
     let status = match &error {
         ShadowError::NoThing(_) | ShadowError::NoCommand { .. } => StatusCode::NOT_FOUND,
-        ShadowError::Version { .. } | ShadowError::Twice(_) | ShadowError::Sent(_) => StatusCode::CONFLICT,
+        ShadowError::Version { .. } | ShadowError::Twice(_) | ShadowError::Repeated(_) | ShadowError::Sent(_) => {
+            StatusCode::CONFLICT
+        }
         ShadowError::Unfit(_) => StatusCode::UNPROCESSABLE_ENTITY,
         ShadowError::Full(_) => StatusCode::TOO_MANY_REQUESTS,
         ShadowError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,

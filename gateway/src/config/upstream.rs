@@ -60,6 +60,10 @@ pub struct Upstream {
     pub drain_messages_per_second: u64,
     #[serde(default)]
     pub drain_kib_per_second: u64,
+    /// How long a command from here waits for a thing that is not connected, unless it says so itself, seconds, up to
+    /// 2592000; 0: it does not wait. Absent: `shadow.command_expiry_seconds` with `native` and `json`, 0 with the others,
+    /// whose platforms give a command up by themselves.
+    pub commands_wait_seconds: Option<u64>,
     /// Of the dialect `sparkplug`.
     #[serde(default)]
     pub sparkplug: Sparkplug,

@@ -54,8 +54,11 @@ pub enum ShadowError {
     /// The model does not allow it, or it is too large for any shadow.
     #[error("{0}")]
     Unfit(String),
-    #[error("a command with the id `{0}` waits already")]
+    #[error("another command with the id `{0}` waits already")]
     Twice(String),
+    /// The same, said again.
+    #[error("the command `{0}` waits already")]
+    Repeated(String),
     /// A limit is reached; later there may be room.
     #[error("{0}")]
     Full(String),
@@ -222,6 +225,11 @@ impl Shadows {
 
     pub fn view(&self, thing: &str) -> Result<ShadowView, ShadowError> {
         Ok(self.view_of(&*self.find(thing)?))
+    }
+
+    /// The version of a thing's shadow and the number of commands that wait for it, both 0 for one that has neither.
+    pub fn mark(&self, thing: &str) -> (u64, usize) {
+        self.state().mark(thing)
     }
 
     fn view_of(&self, thing: &Thing) -> ShadowView {

@@ -204,7 +204,9 @@ impl State {
         command: Deferred,
     ) -> Result<(), ShadowError> {
         if self.ids.contains(&command.id) {
-            return Err(ShadowError::Twice(command.id));
+            let same = |waiting: &Waiting| waiting.command.id == command.id && waiting.command.order == command.order;
+            let repeated = self.entries.get(&thing.id).is_some_and(|entry| entry.queue.iter().any(same));
+            return Err(if repeated { ShadowError::Repeated(command.id) } else { ShadowError::Twice(command.id) });
         }
         let queued = self.entries.get(&thing.id).map_or(0, |entry| entry.queue.len());
         if queued >= config.commands_per_thing_max {
@@ -380,6 +382,10 @@ impl State {
         }
         entry.delta_error = error;
         self.due.insert((at, Arc::clone(&thing.id)));
+    }
+
+    pub(super) fn mark(&self, thing: &str) -> (u64, usize) {
+        self.entries.get(thing).map_or((0, 0), |entry| (entry.document.version, entry.queue.len()))
     }
 
     pub(super) fn view(

@@ -161,7 +161,7 @@ async fn what_was_handed_over_is_never_sent_again() {
     assert_eq!(next(&mut orders).await.id, "c1");
     assert_eq!(gateway.shadows.cancel("r1", "c1").await, Err(ShadowError::Sent("c1".to_owned())));
     // The connection goes with it.
-    gateway.intake.depart(&gateway.thing("r1"), route.id, "gone").await;
+    gateway.intake.depart(&gateway.thing("r1"), route.id, "gone", true).await;
     gateway.until("one left", |g| g.shadows.waiting("r1").unwrap().len() == 1).await;
     let (_route, mut orders) = gateway.connect("r1", 2).await;
     assert_eq!(next(&mut orders).await.id, "c2");
@@ -208,7 +208,8 @@ async fn limits_are_told_with_their_names() {
     let small = config::Shadow { commands_max: 3, commands_per_thing_max: 2, memory_mib: 1, ..config() };
     let gateway = open(folder.path(), small, false);
     gateway.defer("r1", "c1", None).unwrap();
-    assert_eq!(gateway.defer("r1", "c1", None), Err(ShadowError::Twice("c1".to_owned())));
+    assert_eq!(gateway.defer("r1", "c1", None), Err(ShadowError::Repeated("c1".to_owned())));
+    assert_eq!(gateway.defer("r2", "c1", None), Err(ShadowError::Twice("c1".to_owned())));
     gateway.defer("r1", "c2", None).unwrap();
     let error = gateway.defer("r1", "c3", None).unwrap_err().to_string();
     assert!(error.contains("2 commands wait for `r1`") && error.contains("commands_per_thing_max"), "{error}");

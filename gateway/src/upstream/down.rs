@@ -7,23 +7,22 @@
 //! a clean one, so nothing is delivered a second time: a command is carried out at most once.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use device_models::{Body, Failure, Message, Order, Outcome, Value, wire};
 use serde::Deserialize;
-use tokio::sync::Semaphore;
-use tracing::warn;
+use tokio::sync::Notify;
+use tracing::{debug, warn};
 
 use super::things::Things;
+use super::turns::{Job, Turn, Turns};
 use crate::bus::Bus;
 use crate::clock;
 use crate::metrics::Metrics;
 use crate::shadow::{Patch, ShadowError, WAIT_MAX};
 use crate::threads::Tasks;
 
-/// Commands of one upstream under way at a time.
-const COMMANDS_MAX: usize = 64;
 /// Bytes of one command.
 pub(super) const COMMAND_BYTES_MAX: usize = 64 << 10;
 /// How long a thing has to answer: if nothing is said, and at most.
@@ -37,7 +36,9 @@ pub(super) struct Down {
     pub bus: Bus,
     pub tasks: Tasks,
     pub metrics: Metrics,
-    pub slots: Arc<Semaphore>,
+    turns: Arc<Mutex<Turns>>,
+    /// There is room for more.
+    room: Arc<Notify>,
 }
 
 /// A command as it is written.
@@ -95,64 +96,122 @@ pub(super) struct Malformed {
 
 impl Down {
     pub(super) fn new(things: Arc<dyn Things>, bus: Bus, tasks: Tasks, metrics: Metrics) -> Self {
-        Self { things, bus, tasks, metrics, slots: Arc::new(Semaphore::new(COMMANDS_MAX)) }
+        Self { things, bus, tasks, metrics, turns: Arc::default(), room: Arc::default() }
     }
 
-    /// Starts to carry out what arrived for `thing`, which does not wait for a thing that is away. Never waits.
-    pub(super) fn take(&self, thing: &str, command: Result<Command, Malformed>) {
+    /// Sees to what arrived for `thing`, when its turn comes. Never waits.
+    pub(super) fn take(&self, thing: &str, job: Job) {
+        if self.turns().join(thing, job, Instant::now()) {
+            self.begin();
+        } else {
+            self.metrics.command(Failure::Busy.word(), Duration::ZERO);
+            warn!(thing, "command turned away: too many wait for their turn");
+        }
+    }
+
+    /// Whether the destination may send more.
+    pub(super) fn has_room(&self) -> bool {
+        self.turns().has_room()
+    }
+
+    /// Resolves when it may.
+    pub(super) async fn room(&self) {
+        while !self.has_room() {
+            self.room.notified().await;
+        }
+    }
+
+    /// The gateway stops: what has not had its turn is answered so.
+    pub(super) async fn close(&self) {
+        let turns: Vec<Turn> = self.turns().give_up().collect();
+        for Turn { thing, job, .. } in turns {
+            let outcome = Err(Failure::GivenUp("the gateway stops, and it had not had its turn".to_owned()));
+            self.reply(&thing, job.into_id(), outcome).await;
+        }
+    }
+
+    fn begin(&self) {
+        // The guard is gone before the turn is looked at: what ends at once lets the next one in.
+        while let Some(turn) = { self.turns().next() } {
+            self.begin_one(turn);
+        }
+    }
+
+    fn begin_one(&self, Turn { thing, job, since, .. }: Turn) {
+        let job = match job {
+            Job::Order { command, .. } if since.elapsed() > command.patience => {
+                return self.spawn(thing, move |down, thing| async move {
+                    let outcome = Err(Failure::Busy);
+                    down.reply(&thing, command.id, outcome.clone()).await;
+                    outcome
+                });
+            }
+            Job::Order { command, wait } => match self.keep(&thing, command, wait) {
+                Some(job) => job,
+                None => return self.turns().ended(&thing),
+            },
+            job => job,
+        };
         self.spawn(thing, move |down, thing| async move {
-            match command {
-                Ok(Command { id, order, patience }) => down.things.order(&thing, &id, order, patience).await,
-                Err(Malformed { id, reason }) => down.refuse(&thing, id, reason).await,
+            match job {
+                Job::Order { command: Command { id, order, patience }, .. } => {
+                    down.things.order(&thing, &id, order, patience).await
+                }
+                Job::Change(change) => down.change(&thing, change).await,
+                Job::Refuse(Malformed { id, reason }) => down.refuse(&thing, id, reason).await,
             }
         });
     }
 
-    /// The same for an order that may wait for its thing. What is kept takes none of the slots.
-    pub(super) fn take_patient(&self, thing: &str, command: Command, wait: Option<Duration>) {
+    /// Keeps an order for a thing that is away, if it may wait; what is to be done at once otherwise.
+    fn keep(&self, thing: &str, command: Command, wait: Option<Duration>) -> Option<Job> {
         let Command { id, order, patience } = &command;
         match self.things.defer(thing, id, order, *patience, wait) {
-            Ok(true) => {}
+            Ok(true) => None,
             // A thing that is not there is refused in the words of every order to it.
-            Ok(false) | Err(ShadowError::NoThing(_)) => self.take(thing, Ok(command)),
-            Err(error) => self.take(thing, Err(Malformed { id: command.id, reason: error.to_string() })),
+            Ok(false) | Err(ShadowError::NoThing(_)) => Some(Job::Order { command, wait }),
+            // An answer under its id would be taken for its end.
+            Err(ShadowError::Repeated(_)) => {
+                self.metrics.command("repeated", Duration::ZERO);
+                debug!(thing, id, "this command waits already");
+                None
+            }
+            Err(error) => Some(Job::Refuse(Malformed { id: command.id, reason: error.to_string() })),
         }
     }
 
     /// Changes what the thing is to have.
-    pub(super) fn change(&self, thing: &str, change: Change) {
-        self.spawn(thing, move |down, thing| async move {
-            let Change { id, patch, insist } = change;
-            match down.things.change(&thing, &patch, insist).await {
-                Ok(shadow) => {
-                    let outcome = Ok(shadow);
-                    down.reply(&thing, id, outcome.clone()).await;
-                    outcome
-                }
-                Err(error) => down.refuse(&thing, id, error.to_string()).await,
+    async fn change(&self, thing: &str, Change { id, patch, insist }: Change) -> Outcome {
+        match self.things.change(thing, &patch, insist).await {
+            Ok(shadow) => {
+                let outcome = Ok(shadow);
+                self.reply(thing, id, outcome.clone()).await;
+                outcome
             }
-        });
+            Err(error) => self.refuse(thing, id, error.to_string()).await,
+        }
     }
 
     fn spawn<F: Future<Output = Outcome> + Send>(
         &self,
-        thing: &str,
+        thing: String,
         work: impl FnOnce(Self, String) -> F + Send + 'static,
     ) {
-        // The slot is for everything: also a refusal waits for the bus.
-        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
-            self.metrics.command(word(&Err(Failure::Busy)), Duration::ZERO);
-            warn!(thing, "command turned away: {COMMANDS_MAX} are under way");
-            return;
-        };
-        let (down, thing) = (self.clone(), thing.to_owned());
+        let down = self.clone();
         self.tasks.spawn("upstream command", async move {
             let started = Instant::now();
-            let metrics = down.metrics.clone();
-            let outcome = work(down, thing).await;
-            metrics.command(word(&outcome), started.elapsed());
-            drop(slot);
+            let outcome = work(down.clone(), thing.clone()).await;
+            down.metrics.command(word(&outcome), started.elapsed());
+            down.turns().ended(&thing);
+            down.begin();
+            if down.has_room() {
+                down.room.notify_one();
+            }
         });
+    }
+
+    fn turns(&self) -> MutexGuard<'_, Turns> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn refuse(&self, thing: &str, id: String, reason: String) -> Outcome {

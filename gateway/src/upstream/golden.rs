@@ -71,6 +71,10 @@ pub(super) fn silent() -> Outcome {
     Err(Failure::Silent(Duration::from_secs(10)))
 }
 
+pub(super) fn waiting() -> Outcome {
+    Err(Failure::Waiting(Duration::from_secs(60)))
+}
+
 pub(super) fn gap() -> Message {
     message(Body::Gap { class: Class::Live, first: 3, last: 9, reason: "cap".to_owned() })
 }

@@ -12,7 +12,7 @@
 //! | `receipt.rs` | what a consumer behind the broker says it has |
 //! | `dialect.rs` | the table of dialects, one file each: `native.rs`, `json.rs` (`own.rs`: the topics they share), `thingsboard.rs`, `jetlinks.rs`, `homeassistant.rs` (`entities.rs`: its discovery), `thinedge.rs`, `sparkplug/`, `alink/` |
 //! | `introductions.rs` | which things a platform is to be told of yet |
-//! | `down.rs`, `things.rs` | commands from upstream, and the seam to the things |
+//! | `down.rs`, `turns.rs`, `things.rs` | commands from upstream, whose turn it is, and the seam to the things |
 //!
 //! What holds: inside a class messages go in order; a class's cursor moves over a message only after all it was sent
 //! in is confirmed; after any lost connection everything unconfirmed goes again, so upstream may see a message twice but misses
@@ -45,6 +45,7 @@ mod status;
 mod thinedge;
 mod things;
 mod thingsboard;
+mod turns;
 mod window;
 
 use std::path::PathBuf;

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use device_models::model::Access;
 use device_models::wire::{WireError, time_text};
-use device_models::{Body, Class, Level, Message, Order, Outcome, Value};
+use device_models::{Body, Class, Failure, Level, Message, Order, Outcome, Value};
 use serde_json::{Map, Value as Json, json};
 
 use super::dialect::{Dialect, Heard, Parcel, Publication, Run, Said, Scope, Station, level, superseded, unlevel};
@@ -224,12 +224,13 @@ const fn severity(level: Level) -> Option<&'static str> {
     }
 }
 
-/// The end of a command, on its own topic; `None` for somebody else's.
+/// The end of a command, or that it waits for its thing, on its own topic; `None` for somebody else's.
 fn ended(scope: Scope<'_>, thing: &str, id: &str, outcome: &Outcome) -> Option<Publication> {
     let (name, tag) = scope.own(id)?.split_once(':')?;
     let body = match outcome {
         Ok(Value::Null) => json!({ "status": "successful" }),
         Ok(value) => json!({ "status": "successful", "result": Json::from(value) }),
+        Err(failure @ Failure::Waiting(_)) => json!({ "status": "executing", "reason": failure.to_string() }),
         Err(failure) => json!({ "status": "failed", "reason": failure.to_string() }),
     };
     Some(Publication::json(format!("{}/cmd/{name}/{tag}", entity(thing)), &body).retained())
@@ -268,7 +269,8 @@ mod tests {
     use device_models::wire::Hole;
 
     use super::super::golden::{
-        self, SCOPE, documented, event, gap, hear, lines, message, order, presence, reply, report, said, sample, silent,
+        self, SCOPE, documented, event, gap, hear, lines, message, order, presence, reply, report, said, sample,
+        silent, waiting,
     };
     use super::*;
 
@@ -372,6 +374,14 @@ mod tests {
             assert_eq!(hear(&mut ThinEdge, topic, payload), Heard::Nothing, "{topic} {payload}");
         }
         assert!(matches!(hear(&mut ThinEdge, &topic("toggle"), "noise"), Heard::Unreadable(_)));
+    }
+
+    #[test]
+    fn a_command_that_waits_for_its_thing_is_still_executing() {
+        let said = said(&ThinEdge, Class::Control, false, vec![reply("platform:toggle:c-7", waiting())], &[]);
+        let body =
+            r#"{"reason":"the device is not connected; the command waits for it, at most 60s","status":"executing"}"#;
+        assert_eq!(lines(&said.publications), [line("te/device/meter-1///cmd/toggle/c-7 (retained)", body)]);
     }
 
     #[test]

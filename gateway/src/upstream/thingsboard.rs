@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use device_models::wire::WireError;
-use device_models::{Body, Message, Order, Outcome, Quality, Sample, Value};
+use device_models::{Body, Failure, Message, Order, Outcome, Quality, Sample, Value};
 use serde_json::{Map, Value as Json, json};
 
 use super::dialect::{Dialect, Heard, Parcel, Publication, Run, Said, Scope, Station};
@@ -138,10 +138,13 @@ fn note(scope: Scope<'_>, message: &Message) -> Option<Publication> {
             Some(Publication::json(DISCONNECT.to_owned(), &json!({ "device": thing })))
         }
         Body::Gap { class, first, last, reason } => Some(gap(message.time_us, class.topic(), *first, *last, reason)),
+        // The platform takes the first reply to a call for its end.
+        Body::Reply { outcome: Err(Failure::Waiting(_)), .. } => None,
         Body::Reply { id, outcome } => {
             let tag = scope.own(id)?;
             let outcome = outcome_json(outcome);
             if let ("rpc", id) = tag.split_once(':')? {
+                let (_, id) = id.split_once(':')?;
                 let id = id.parse::<i64>().map_or_else(|_| Json::from(id), Json::from);
                 let body = json!({ "device": thing, "id": id, "data": outcome });
                 return Some(Publication::json(RPC.to_owned(), &body));
@@ -212,7 +215,8 @@ fn called(scope: Scope<'_>, device: &str, data: &Json) -> Heard {
         Some(Json::Number(id)) => id.to_string(),
         _ => return Heard::Unreadable("a call has an `id`".to_owned()),
     };
-    let id = scope.command_id(&format!("rpc:{id}"));
+    // The platform counts calls for each device.
+    let id = scope.command_id(&format!("rpc:{:08x}:{id}", hash(device)));
     let params = data.get("params").cloned().unwrap_or_default();
     let order = match (data.get("method").and_then(Json::as_str), params) {
         (Some("write"), Json::Object(params)) if !params.is_empty() => Ok(write(params)),
@@ -249,6 +253,11 @@ fn shared(scope: Scope<'_>, device: &str, data: &Map<String, Json>, stamp: i64) 
     Heard::Shadow { thing: device.to_owned(), change }
 }
 
+/// FNV-1a: tells the devices' calls apart, whose names may be too long for an id.
+fn hash(device: &str) -> u32 {
+    device.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
 fn write(values: Map<String, Json>) -> Order {
     Order::Write(values.into_iter().map(|(name, value)| (name, Value::from(value))).collect())
 }
@@ -259,7 +268,8 @@ mod tests {
     use device_models::wire::Hole;
 
     use super::super::golden::{
-        self, SCOPE, documented, event, gap, hear, lines, message, order, presence, reply, report, said, sample, silent,
+        self, SCOPE, documented, event, gap, hear, lines, message, order, presence, reply, report, said, sample,
+        silent, waiting,
     };
     use super::*;
 
@@ -272,11 +282,12 @@ mod tests {
         assert_eq!(lines(&live.publications), [(TELEMETRY.to_owned(), format!(r#"{{"meter-1":[{entry},{entry}]}}"#))]);
         let control = vec![
             presence(true),
-            reply("platform:rpc:7", Ok(Value::Bool(true))),
-            reply("platform:rpc:8", silent()),
+            reply("platform:rpc:469cc984:7", Ok(Value::Bool(true))),
+            reply("platform:rpc:469cc984:8", silent()),
+            reply("platform:rpc:469cc984:9", waiting()),
             reply("platform:attributes:99", Ok(Value::Null)),
             reply("native-id", Ok(Value::Null)),
-            reply("other:rpc:7", Ok(Value::Null)),
+            reply("other:rpc:469cc984:7", Ok(Value::Null)),
             presence(false),
         ];
         let expected = [
@@ -330,7 +341,7 @@ mod tests {
             order(&mut ThingsBoard, RPC, &format!(r#"{{"device":"meter-1","data":{data}}}"#))
         };
         let (thing, command) = call("write", r#"{"on":true}"#);
-        assert_eq!((thing.as_str(), command.id.as_str()), ("meter-1", "platform:rpc:7"));
+        assert_eq!((thing.as_str(), command.id.as_str()), ("meter-1", "platform:rpc:469cc984:7"));
         assert_eq!(command.order, Order::Write(vec![("on".to_owned(), Value::Bool(true))]));
         assert_eq!(call("read", r#"["power"]"#).1.order, Order::Read(vec!["power".to_owned()]));
         assert_eq!(call("read", r#""power""#).1.order, Order::Read(vec!["power".to_owned()]));
@@ -364,7 +375,7 @@ mod tests {
         let Heard::Command { command: Err(malformed), .. } = hear(&mut ThingsBoard, RPC, payload) else {
             panic!("it can be answered");
         };
-        assert_eq!(malformed.id, "platform:rpc:7");
+        assert_eq!(malformed.id, "platform:rpc:469cc984:7");
     }
 
     #[test]
@@ -372,7 +383,7 @@ mod tests {
         let mut all = ThingsBoard.introduce(SCOPE, 0, &golden::meter()).publications;
         all.extend(said(&ThingsBoard, Class::Live, false, vec![report()], &[]).publications);
         all.extend(said(&ThingsBoard, Class::Event, false, vec![event()], &[]).publications);
-        let control = vec![reply("platform:rpc:7", Ok(Value::Bool(true))), presence(false), gap()];
+        let control = vec![reply("platform:rpc:469cc984:7", Ok(Value::Bool(true))), presence(false), gap()];
         all.extend(said(&ThingsBoard, Class::Control, false, control, &[]).publications);
         documented(&ThingsBoard, &all);
     }

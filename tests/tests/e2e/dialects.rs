@@ -123,6 +123,62 @@ fn start(broker: &Mosquitto, dialect: &str) -> Gateway {
     Gateway::start(Options::default().with(RELAY).upstream(broker.port, dialect))
 }
 
+/// Three platforms that let their commands wait: the broker of each has its own, all call the same relay.
+#[test]
+fn calls_of_platforms_wait_for_a_device_that_is_away_and_are_answered_under_their_own_ids() {
+    let brokers = [(); 3].map(|()| Mosquitto::start());
+    let [thingsboard, jetlinks, edge] = &brokers;
+    let waits = |broker: &Mosquitto, dialect: &str, name: &str| {
+        let url = format!("mqtt://127.0.0.1:{}", broker.port);
+        format!(
+            "[[upstream]]\nname = \"{name}\"\nurl = \"{url}\"\ndialect = \"{dialect}\"\nbatch_ms = 50\ncommands_wait_seconds = 600"
+        )
+    };
+    let ears = [(thingsboard, "v1/#"), (jetlinks, "/+/+/#"), (edge, "te/#")]
+        .map(|(broker, filter)| Ear::open(broker.port, &["-t", filter]));
+    let gateway = Gateway::start(
+        Options::default()
+            .with(RELAY)
+            .with(&waits(thingsboard, "thingsboard", "tb"))
+            .with(&waits(jetlinks, "jetlinks", "jl"))
+            .with(&waits(edge, "thin-edge", "te")),
+    );
+    wait_for("the upstreams", PATIENCE, || {
+        let upstreams: Value = serde_json::from_str(&gateway.get("/api/v1/upstreams")).unwrap();
+        upstreams.as_array().unwrap().iter().all(|upstream| upstream["connected"] == true).then_some(())
+    });
+    let waiting = |count: f64| {
+        wait_for("the calls to wait", PATIENCE, || {
+            (gateway.metric("sluicegate_commands_waiting{}") == count).then_some(())
+        });
+    };
+    let call = json!({ "device": "relay-1", "data": { "id": 41, "method": "write", "params": { "on": true } } });
+    send(thingsboard.port, "tb", "v1/gateway/rpc", &call.to_string());
+    waiting(1.0);
+    // Said again while it waits, it is the same one.
+    send(thingsboard.port, "tb", "v1/gateway/rpc", &call.to_string());
+    let write = json!({ "messageId": "m-9", "properties": { "on": false } });
+    send(jetlinks.port, "jl", "/relay-switch/relay-1/properties/write", &write.to_string());
+    let reply = ears[1].json("/relay-switch/relay-1/properties/write/reply");
+    assert_eq!((&reply["messageId"], &reply["code"]), (&json!("m-9"), &json!("REQUEST_HANDLING")), "{reply}");
+    let command = "te/device/relay-1///cmd/write/c-7";
+    send(edge.port, "te", command, &json!({ "status": "init", "properties": { "on": true } }).to_string());
+    ears[2].until(command, |body| body["status"] == "executing" && body["reason"].is_string());
+    waiting(3.0);
+
+    for on in [true, false, true] {
+        assert_eq!(Relay::connect(&gateway).obeys(), json!({ "on": on }));
+    }
+    // The first reply to the call is its end.
+    let reply = ears[0].until("v1/gateway/rpc", |body| body["id"] == 41);
+    assert_eq!(reply["data"]["success"], true, "{reply}");
+    let reply = ears[1].json("/relay-switch/relay-1/properties/write/reply");
+    assert_eq!((&reply["messageId"], &reply["success"]), (&json!("m-9"), &json!(true)), "{reply}");
+    ears[2].until(command, |body| body["status"] == "successful");
+    assert_eq!(gateway.metric("sluicegate_commands_total{result=\"repeated\"}"), 1.0);
+    gateway.stop();
+}
+
 #[test]
 fn thingsboard_gets_telemetry_and_calls_a_device() {
     let broker = Mosquitto::start();

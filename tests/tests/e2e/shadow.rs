@@ -48,6 +48,15 @@ impl Site {
         run_ok("mosquitto_pub", &["-p", &port, "-q", "1", "-t", "sg/v1/gate-t/down/relay-1", "-m", &order]);
     }
 
+    /// All of them as fast as the broker takes them.
+    fn burst(&self, orders: impl Iterator<Item = Value>) {
+        let file = self.gateway.folder.path().join("orders");
+        let orders: Vec<String> = orders.map(|order| order.to_string()).collect();
+        std::fs::write(&file, orders.join("\n")).unwrap();
+        let (port, file) = (self.broker.port, file.display());
+        sluicegate_tests::shell(&format!("mosquitto_pub -p {port} -q 1 -l -t sg/v1/gate-t/down/relay-1 < {file}"));
+    }
+
     /// A reply with this id whose error has this in it.
     fn error(&mut self, id: &str, word: &str) -> Value {
         let fits = |m: &Value| m["reply"]["id"] == id && m["reply"]["error"].as_str().is_some_and(|e| e.contains(word));
@@ -334,17 +343,8 @@ fn one_waiting_command_too_many_is_refused_with_a_reason() {
     const MOST: u32 = 200;
     let mut site = Site::start(&format!("[shadow]\ncommands_max = {MOST}\ncommands_per_thing_max = 1000\n"));
     let waiting = "sluicegate_commands_waiting{}";
-    // As many at a time as are taken at a time.
-    for first in (0..MOST).step_by(50) {
-        let order = |n: u32| json!({ "id": format!("c-{n}"), "invoke": "toggle" }).to_string();
-        let orders = (first + 1..=first + 50).map(order).collect::<Vec<_>>().join("\n");
-        let file = site.gateway.folder.path().join("orders");
-        std::fs::write(&file, orders).unwrap();
-        let publish =
-            format!("mosquitto_pub -p {} -q 1 -l -t sg/v1/gate-t/down/relay-1 < {}", site.broker.port, file.display());
-        sluicegate_tests::shell(&publish);
-        wait_for("the commands", PATIENCE, || (site.counted(waiting) == u64::from(first) + 50).then_some(()));
-    }
+    site.burst((1..=MOST).map(|n| json!({ "id": format!("c-{n}"), "invoke": "toggle" })));
+    wait_for("the commands", PATIENCE, || (site.counted(waiting) == u64::from(MOST)).then_some(()));
     let (status, body) = site.ask("POST", "actions/toggle", "");
     let why = body["detail"].as_str().unwrap_or_default();
     assert_eq!((status, why), (429, "200 commands wait already, the most (shadow.commands_max)"));
@@ -355,6 +355,30 @@ fn one_waiting_command_too_many_is_refused_with_a_reason() {
     assert_eq!(site.counted(waiting), u64::from(MOST));
     assert_eq!(site.ask("DELETE", "commands/c-1", "").0, 204);
     assert_eq!(site.ask("POST", "actions/toggle", "").0, 202, "there is room again");
+    site.gateway.stop();
+}
+
+/// More than the gateway takes from the broker at once: the broker keeps the rest meanwhile.
+#[test]
+fn a_burst_of_commands_for_one_slow_device_is_answered_to_the_last() {
+    const COMMANDS: usize = 1_500;
+    let mut site = Site::start("");
+    let mut relay = Lines::connect(site.gateway.options.tcp, false).unwrap();
+    wait_for("the relay", PATIENCE, || (site.ask("GET", "properties/on", "").0 == 200).then_some(()));
+    let order = |n| json!({ "id": format!("b-{n}"), "invoke": "toggle", "timeout_ms": 120_000 });
+    site.burst((0..COMMANDS).map(order));
+    // None is answered before the last one has been sent.
+    for n in 0..COMMANDS {
+        let command = relay.command().unwrap();
+        relay.say(&json!({ "reply": command["id"], "ok": true, "data": n })).unwrap();
+    }
+    let mut left: std::collections::BTreeSet<String> = (0..COMMANDS).map(|n| format!("b-{n}")).collect();
+    while !left.is_empty() {
+        let reply = site.receiver.until("the other replies", PATIENCE, |m| m["reply"]["id"].is_string());
+        assert!(reply["reply"]["error"].is_null(), "{reply}");
+        assert!(left.remove(reply["reply"]["id"].as_str().unwrap()), "twice: {reply}");
+    }
+    assert_eq!(site.counted("sluicegate_commands_total{result=\"ok\"}"), COMMANDS as u64);
     site.gateway.stop();
 }
 

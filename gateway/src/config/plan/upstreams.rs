@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::Check;
+use crate::shadow::WAIT_MAX;
 use crate::config::{Acknowledge, Alink, Dialect, MqttVersion, Sasl, Sparkplug, Upstream};
 use crate::upstream::destination::{self, place::Place, place::Scheme};
 
@@ -32,6 +33,10 @@ impl Check<'_> {
             }
             if !(1..=3600).contains(&upstream.acknowledge_seconds) {
                 self.problem(format!("{key}.acknowledge_seconds"), "out of range: 1 to 3600 s");
+            }
+            if upstream.commands_wait_seconds.is_some_and(|seconds| seconds > WAIT_MAX.as_secs()) {
+                let most = WAIT_MAX.as_secs();
+                self.problem(format!("{key}.commands_wait_seconds"), format!("out of range: 0 to {most} seconds"));
             }
             if !(1..=100).contains(&upstream.inflight_max) {
                 self.problem(format!("{key}.inflight_max"), "out of range: 1 to 100 batches");

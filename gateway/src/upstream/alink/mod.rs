@@ -292,6 +292,8 @@ impl Dialect for Alink {
                 Body::Event { name, data, .. } => {
                     said.publications.push(event(&thing.identity, id, name, outputs(data), message.time_us));
                 }
+                // The platform takes the first reply for the end.
+                Body::Reply { outcome: Err(Failure::Waiting(_)), .. } => {}
                 Body::Reply { id, outcome } => said.publications.extend(reply(parcel.scope, thing, id, outcome)),
                 // Said by logins and logouts.
                 _ => {}

@@ -192,6 +192,7 @@ fn commands_become_orders_and_are_answered_under_their_id() {
         reply("platform:property.set:123", Ok(Value::Bool(true))),
         reply("platform:toggle:124", Ok(Value::Bool(true))),
         reply("platform:property.get:125", silent()),
+        reply("platform:toggle:126", golden::waiting()),
         reply("other:toggle:124", silent()),
     ];
     let said = golden::said(&alink, Class::Control, false, replies, &[]);

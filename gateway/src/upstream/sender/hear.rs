@@ -7,11 +7,16 @@ use tracing::{debug, warn};
 
 use super::super::destination::{Connection, Event};
 use super::super::dialect::{Heard, Scope};
+use super::super::down::COMMAND_BYTES_MAX;
 use super::super::lane::Lane;
 use super::super::queue::RECORDS_MAX;
+use super::super::turns::Job;
 use super::super::window::Done;
 use super::{End, Sender};
 use crate::clock;
+
+/// Arrivals that the destination is not told of at a time. Each has at most the bytes of a command.
+const UNACKNOWLEDGED_MAX: usize = 128;
 
 impl Sender {
     pub(super) async fn hear(&mut self, link: &mut dyn Connection, event: Event) -> Option<End> {
@@ -20,10 +25,11 @@ impl Sender {
             Event::Refused { token, reason } => return self.refused(token, reason).await,
             Event::Arrived(arrival) => {
                 let end = self.arrived(&arrival.topic, &arrival.payload);
-                if let Err(error) = link.acknowledge(arrival) {
-                    return Some(End::lost(error.to_string()));
-                }
-                return end;
+                // A broker that knows MQTT's receive maximum stays below; what has QoS 0 is not held back anyway.
+                let too_much =
+                    self.unacknowledged.len() >= UNACKNOWLEDGED_MAX || arrival.payload.len() > COMMAND_BYTES_MAX;
+                self.unacknowledged.push_back(arrival);
+                return if self.down.has_room() || too_much { self.acknowledge(link).or(end) } else { end };
             }
             Event::Subscribed => debug!(upstream = self.config.name, "commands may come"),
             Event::NotSubscribed(reason) => {
@@ -42,6 +48,22 @@ impl Sender {
         None
     }
 
+    /// Tells the destination that everything that arrived is taken. While the commands find no room it is not told, so
+    /// that it holds back the next ones.
+    pub(super) fn acknowledge(&mut self, link: &mut dyn Connection) -> Option<End> {
+        while let Some(arrival) = self.unacknowledged.pop_front() {
+            if let Err(error) = link.acknowledge(arrival) {
+                return Some(End::lost(error.to_string()));
+            }
+        }
+        None
+    }
+
+    /// How long this upstream's commands wait for a thing that is away, if it says so.
+    fn command_wait(&self) -> Option<Duration> {
+        self.config.commands_wait_seconds.map(Duration::from_secs)
+    }
+
     fn arrived(&mut self, topic: &str, payload: &[u8]) -> Option<End> {
         self.stamp = clock::now_us().max(self.stamp + 1);
         let scope = Scope { gateway: &self.gateway, upstream: &self.config.name };
@@ -49,7 +71,10 @@ impl Sender {
             Heard::Command { thing, .. } if !self.dialect.addressed() && self.things.model(&thing).is_empty() => {}
             Heard::Command { thing, command, receipt } => {
                 self.outbox.extend(receipt.map(|receipt| (*receipt, None)));
-                self.down.take(&thing, command);
+                // Their platforms give commands up by themselves, unless it is said that they do not.
+                let wait = Some(self.command_wait().unwrap_or_default());
+                let job = command.map_or_else(Job::Refuse, |command| Job::Order { command, wait });
+                self.down.take(&thing, job);
             }
             Heard::Received(receipt) => self.received(receipt),
             Heard::Introduce => {
@@ -62,8 +87,10 @@ impl Sender {
                 warn!(upstream = self.config.name, topic, reason, "the platform does not take it");
             }
             Heard::Leave(reason) => return Some(End::Left(reason)),
-            Heard::Patient { thing, command, wait } => self.down.take_patient(&thing, command, wait),
-            Heard::Shadow { thing, change } => self.down.change(&thing, change),
+            Heard::Patient { thing, command, wait } => {
+                self.down.take(&thing, Job::Order { command, wait: wait.or(self.command_wait()) });
+            }
+            Heard::Shadow { thing, change } => self.down.take(&thing, Job::Change(change)),
             Heard::Nothing => {}
             Heard::Unreadable(reason) => {
                 self.metrics.command("unreadable", Duration::ZERO);

@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 
 use super::Parts;
 use super::destination::place::Place;
-use super::destination::{self, Connection, Event, LinkError};
+use super::destination::{self, Arrival, Connection, Event, LinkError};
 use super::dialect::{Dialect, Publication, Run, Scope, Station, dialect};
 use super::down::Down;
 use super::filter::Filter;
@@ -128,6 +128,8 @@ pub(super) struct Sender {
     /// Whether this connection confirmed anything.
     useful: bool,
     receipts: Receipts,
+    /// Arrivals the destination does not know to be taken yet: the commands among them found no room.
+    unacknowledged: VecDeque<Arrival>,
 }
 
 /// The catalog in use on this connection.
@@ -204,6 +206,7 @@ impl Sender {
             store_rest: None,
             useful: false,
             receipts: Receipts::new(config.acknowledge, config.acknowledge_seconds),
+            unacknowledged: VecDeque::new(),
             config,
             place,
             trust,
@@ -241,6 +244,7 @@ impl Sender {
                 () = self.tasks.stopping() => break,
             }
         }
+        self.down.close().await;
         self.metrics.link(&self.config.name, false);
         self.status.send_modify(|status| status.connected = false);
         debug!(upstream = self.config.name, "stopped");
@@ -287,6 +291,7 @@ impl Sender {
         self.window.clear();
         self.outbox.clear();
         self.later.clear();
+        self.unacknowledged.clear();
         self.pace.reset();
         self.split();
         self.stale = self.last_token;
@@ -394,6 +399,11 @@ impl Sender {
                     }
                 }
                 () = self.reader.ready_on(&wanted), if room => {}
+                () = self.down.room(), if !self.unacknowledged.is_empty() => {
+                    if let Some(end) = self.acknowledge(link) {
+                        return end;
+                    }
+                }
                 () = tokio::time::sleep_until(due.unwrap_or(self.progress)), if due.is_some() => self.store_rest = None,
                 () = tokio::time::sleep_until(self.progress + silence_max), if link.unconfirmed() > 0 => {
                     return End::lost(format!("the destination has confirmed nothing for {silence_max:?}"));

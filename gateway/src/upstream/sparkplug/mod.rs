@@ -17,7 +17,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use device_models::wire::WireError;
-use device_models::{Body, Class, Message, Order, Outcome, Sample, Value};
+use device_models::{Body, Class, Failure, Message, Order, Outcome, Sample, Value};
 use prost::Message as _;
 use serde_json::{Value as Json, json};
 
@@ -431,6 +431,8 @@ fn reply(tag: &str, outcome: &Outcome) -> Json {
     let command = tag.split_once(':').map_or(tag, |(_, names)| names);
     match outcome {
         Ok(value) => json!({ "command": command, "success": true, "value": Json::from(value) }),
+        // Not its end: another follows.
+        Err(Failure::Waiting(most)) => json!({ "command": command, "waits_seconds": most.as_secs() }),
         Err(failure) => json!({ "command": command, "success": false, "error": failure.to_string() }),
     }
 }

@@ -276,6 +276,10 @@ fn commands_by_name_or_alias_become_orders_and_their_end_is_said() {
     );
     let expected = r#"{"command":"on","error":"the device did not answer within 10s","success":false}"#;
     assert_eq!((all.len(), metrics(&all[0])[0].value.clone()), (1, Some(Datum::Text(expected.to_owned()))));
+    let waits = Message { thing: "relay-1".into(), ..reply("platform:7:on", golden::waiting()) };
+    let (all, _) = sent(&mut node, vec![waits], false, true);
+    let expected = r#"{"command":"on","waits_seconds":60}"#;
+    assert_eq!((all.len(), metrics(&all[0])[0].value.clone()), (1, Some(Datum::Text(expected.to_owned()))));
 }
 
 #[test]
