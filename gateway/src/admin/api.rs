@@ -11,6 +11,7 @@ use super::parts::ThingView;
 use super::problem::Problem;
 use super::{Console, orders, recordings, streams};
 use crate::metrics;
+use crate::shadow::Shadows;
 
 /// Bytes of a request's body.
 pub(super) const BODY_MAX: usize = 64 * 1024;
@@ -68,11 +69,26 @@ async fn gateway(State(console): State<Console>) -> Json<Json_> {
 }
 
 async fn things(State(console): State<Console>) -> Json<Vec<ThingView>> {
-    Json((console.parts.things)())
+    let mut things = (console.parts.things)();
+    if let Some(shadows) = &console.parts.shadows {
+        for thing in &mut things {
+            mark(shadows, thing);
+        }
+    }
+    Json(things)
 }
 
 async fn thing(State(console): State<Console>, Path(id): Path<String>) -> Result<Json<ThingView>, Problem> {
-    find(&console, &id).map(Json)
+    let mut thing = find(&console, &id)?;
+    if let Some(shadows) = &console.parts.shadows {
+        mark(shadows, &mut thing);
+    }
+    Ok(Json(thing))
+}
+
+/// What waits for it, in two numbers.
+fn mark(shadows: &Shadows, thing: &mut ThingView) {
+    (thing.shadow_version, thing.commands_waiting) = shadows.mark(&thing.id);
 }
 
 async fn upstreams(State(console): State<Console>) -> Response {

@@ -119,6 +119,10 @@ pub struct ThingView {
     pub seen_us: i64,
     /// It has a live stream of its own name.
     pub stream: bool,
+    /// The version of its shadow; 0: nothing was ever desired of it.
+    pub shadow_version: u64,
+    /// Commands that wait for it.
+    pub commands_waiting: usize,
     pub properties: Vec<PropertyView>,
     pub actions: Vec<ActionView>,
 }

@@ -35,6 +35,8 @@ fn thing(id: &str) -> ThingView {
         since_us: 1,
         seen_us: 2,
         stream: false,
+        shadow_version: 0,
+        commands_waiting: 0,
         properties: vec![PropertyView {
             name: "on".to_owned(),
             title: "On".to_owned(),

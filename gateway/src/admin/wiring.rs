@@ -169,6 +169,8 @@ fn thing_view(state: &ThingState) -> ThingView {
         since_us: state.since_us,
         seen_us: state.seen_us,
         stream: model.has_stream(),
+        shadow_version: 0,
+        commands_waiting: 0,
         properties,
         actions: actions.collect(),
     }

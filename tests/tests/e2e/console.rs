@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use rustix::process::Signal;
-use sluicegate_tests::{Browser, Gateway, Options, PATIENCE};
+use serde_json::Value;
+use sluicegate_tests::{Browser, Gateway, Options, PATIENCE, shell, wait_for};
 
 /// What the pill says that tells how things stand.
 fn until_it_says(browser: &Browser, words: &str) {
@@ -38,6 +39,51 @@ fn the_page_goes_on_when_an_answer_never_comes() {
     until_it_says(&browser, "gateway does not answer");
     gateway.child.signal(Signal::CONT);
     until_it_says(&browser, "live");
+    drop(browser);
+    gateway.stop();
+}
+
+#[test]
+fn a_thing_shows_what_it_is_to_have_and_the_commands_that_wait_for_it() {
+    let relay = "[[device]]\nid = \"relay-1\"\nproduct = \"relay-switch\"\n";
+    let gateway = Gateway::start(Options::default().with(relay));
+    let lines =
+        format!("printf '{{\"device\":\"relay-1\",\"on\":false}}\\n' | nc -q 1 127.0.0.1 {}", gateway.options.tcp);
+    shell(&lines);
+    wait_for("the relay to be away again", PATIENCE, || {
+        let thing: Value = serde_json::from_str(&gateway.get("/api/v1/things/relay-1")).unwrap();
+        (thing["online"] == false && thing["seen_us"] != 0).then_some(())
+    });
+    let browser = Browser::start();
+    browser.open(&format!("http://127.0.0.1:{}/", gateway.options.admin));
+    until_it_says(&browser, "live");
+    let part = "const part = document.querySelector('[data-thing=\"relay-1\"] details');";
+    browser.until("the card", PATIENCE, &format!("{part} return part !== null && part.hidden"));
+
+    let path = "/api/v1/things/relay-1";
+    assert_eq!(gateway.request("PATCH", &format!("{path}/shadow"), r#"{"desired":{"on":true}}"#).0, 200);
+    for action in ["toggle", "pulse"] {
+        let input = if action == "pulse" { r#"{"duration":20}"# } else { "" };
+        assert_eq!(gateway.request("POST", &format!("{path}/actions/{action}"), input).0, 202);
+    }
+    let summary =
+        format!("{part} return part.querySelector('summary').textContent === 'shadow, version 1 · 2 commands wait'");
+    browser.until("the summary", PATIENCE, &summary);
+    browser.run(&format!("{part} part.querySelector('summary').click()"));
+    let row = format!(
+        "{part} return [...part.querySelectorAll('[data-desired=on] th, [data-desired=on] td')].map((cell) => cell.textContent).join() === 'on,yes,nodiffers'"
+    );
+    browser.until("desired, reported and the difference", PATIENCE, &row);
+    browser.until("the commands", PATIENCE, &format!("{part} const all = [...part.querySelectorAll('li')].map((line) => line.firstChild.textContent); return all.join() === 'toggle,pulse {{\"duration\":20}}'"));
+    if let Some(folder) = std::env::var_os("SLUICEGATE_ARTIFACTS") {
+        browser.run(&format!("{part} part.scrollIntoView({{ block: 'center' }})"));
+        browser.screenshot(&std::path::Path::new(&folder).join("shadow.png"));
+    }
+
+    browser.run(&format!("{part} part.querySelector('li button').click()"));
+    browser.until("one to be taken back", PATIENCE, &format!("{part} return part.querySelectorAll('li').length === 1"));
+    let errors = browser.console();
+    assert!(errors.is_empty(), "{errors:?}");
     drop(browser);
     gateway.stop();
 }
