@@ -42,6 +42,11 @@ impl KafkaCluster {
         Self::with(&["--tls", &files[0], &files[1], &files[2]])
     }
 
+    /// Behind SASL, for this name and password alone.
+    pub fn with_sasl(mechanism: &str, name: &str, password: &str) -> Self {
+        Self::with(&["--sasl", mechanism, name, password])
+    }
+
     fn with(more: &[&str]) -> Self {
         let folder = TempDir::new().expect("a folder");
         let script = folder.path().join("kafka.py");

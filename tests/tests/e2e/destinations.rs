@@ -288,6 +288,41 @@ fn a_nats_stream_keeps_every_message_once_and_commands_come_back() {
     gateway.stop();
 }
 
+#[test]
+fn behind_nats_too_what_the_consumer_acknowledges_is_forgotten_and_commands_come_meanwhile() {
+    let server = NatsServer::start();
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("password");
+    std::fs::write(&secret, "sesame\n").unwrap();
+    let stream = json!({ "name": "SG", "subjects": ["sg.v1.*.up.>", "sg.v1.*.model.*"], "storage": "file" });
+    let made = server.request("$JS.API.STREAM.CREATE.SG", &stream.to_string());
+    assert!(made["error"].is_null(), "{made}");
+    let url = format!("nats://127.0.0.1:{}", server.port);
+    let more = format!("acknowledge = \"receiver\"\nusername = \"gate\"\npassword_file = \"{}\"", secret.display());
+    let gateway = Gateway::start(to(&url, &more));
+    for n in 1..=3 {
+        report(&gateway, "n-1", n);
+    }
+    let backlog = || gateway.metric("sluicegate_backlog_messages{upstream=\"up\",class=\"live\"}");
+    let live = json!({ "subjects_filter": "sg.v1.gate-t.up.live" }).to_string();
+    wait_for("the stream to have it", PATIENCE, || {
+        let info = server.request("$JS.API.STREAM.INFO.SG", &live);
+        info["state"]["subjects"]["sg.v1.gate-t.up.live"].as_u64().filter(|count| *count > 0)
+    });
+    assert!(backlog() > 2.5, "the stream's word is not enough: {}", backlog());
+    let store: Value = serde_json::from_str(&gateway.get("/api/v1/store")).unwrap();
+    let receipt = json!({ "epoch": store["epoch"], "class": "live", "first": 1, "last": 3 }).to_string();
+    wait_for("an empty backlog", PATIENCE, || {
+        nats_publish(&server, "sg.v1.gate-t.ack", &receipt);
+        (backlog() < 0.5).then_some(())
+    });
+    // The device is away: what is heard waits.
+    nats_publish(&server, "sg.v1.gate-t.down.n-1", r#"{"id":"c-1","read":["n"]}"#);
+    let waiting = || gateway.metric("sluicegate_commands_waiting{}") > 0.5;
+    wait_for("the command", PATIENCE, || waiting().then_some(()));
+    gateway.stop();
+}
+
 /// Publishes without asking for an answer: the request's own goes to nobody.
 fn nats_publish(server: &NatsServer, subject: &str, body: &str) {
     use std::io::{Read, Write};

@@ -242,3 +242,41 @@ fn a_configuration_that_no_kafka_takes_is_refused_with_the_reason() {
         assert!(!output.status.success() && said.contains(why), "{url}: {said}");
     }
 }
+
+/// kcat, whose SASL is librdkafka's, goes in by the same door.
+#[test]
+fn brokers_that_want_a_proof_get_it_by_sasl_and_a_wrong_password_is_said() {
+    for (sasl, mechanism) in
+        [("plain", "PLAIN"), ("scram-sha-256", "SCRAM-SHA-256"), ("scram-sha-512", "SCRAM-SHA-512")]
+    {
+        let mut cluster = KafkaCluster::with_sasl(mechanism, "gate=t", "s=c ret");
+        cluster.tell("create fleet 4");
+        let folder = tempfile::tempdir().unwrap();
+        let password = folder.path().join("password");
+        std::fs::write(&password, "not this\n").unwrap();
+        let more = format!(
+            "dialect = \"json\"\nsasl = \"{sasl}\"\nusername = \"gate=t\"\npassword_file = \"{}\"",
+            password.display()
+        );
+        let gateway = Gateway::start(to(&cluster.places, "fleet", &more));
+        report(&gateway, "meter-1", 1..=20);
+        let error = wait_for("why it is not let in", PATIENCE, || {
+            let upstreams: Value = serde_json::from_str(&gateway.get("/api/v1/upstreams")).unwrap();
+            upstreams[0]["error"].as_str().map(str::to_owned)
+        });
+        assert!(error.to_lowercase().contains("sasl"), "{mechanism}: {error}");
+        // The right one is read with the next try.
+        std::fs::write(&password, "s=c ret\n").unwrap();
+        linked(&gateway);
+        let proof = ["security.protocol=sasl_plaintext", &format!("sasl.mechanism={mechanism}")].map(str::to_owned);
+        let proof = proof.into_iter().chain(["sasl.username=gate=t".to_owned(), "sasl.password=s=c ret".to_owned()]);
+        let options: Vec<String> = proof.flat_map(|option| ["-X".to_owned(), option]).collect();
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        let records = wait_for("the records", PATIENCE, || {
+            let records = cluster.read("fleet", &options);
+            numbers(&records, "meter-1").contains(&20).then_some(records)
+        });
+        assert_eq!(numbers(&records, "meter-1"), (1..=20).collect::<Vec<_>>(), "{mechanism}");
+        gateway.stop();
+    }
+}

@@ -6,6 +6,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, HeaderMap, Message, StatusCode, Subscriber};
@@ -86,8 +87,9 @@ async fn talk(
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let client = options.connect(server).await.map_err(|error| text(&error))?;
     let inbox = client.new_inbox();
-    let mut acks = client.subscribe(format!("{inbox}.*")).await.map_err(|error| text(&error))?;
-    let mut commands: Option<Subscriber> = None;
+    let mut acks = [client.subscribe(format!("{inbox}.*")).await.map_err(|error| text(&error))?];
+    // Few: a dialect names them, and the receipts.
+    let mut commands: Vec<Subscriber> = Vec::new();
     let packet_max = Some(client.server_info().max_payload);
     let mut told = Ok(Event::Up { packet_max });
     loop {
@@ -103,17 +105,17 @@ async fn talk(
                     Some(Order::Send { token, publication }) => publish(&client, &inbox, token, publication).await?,
                     Some(Order::Subscribe(filter)) => {
                         let subject = subject(&filter).map_err(|error| text(&error))?;
-                        commands = Some(client.subscribe(subject).await.map_err(|error| text(&error))?);
+                        commands.push(client.subscribe(subject).await.map_err(|error| text(&error))?);
                         break Ok(Event::Subscribed);
                     }
                 },
-                message = next(Some(&mut acks)) => match message {
+                message = next(&mut acks) => match message {
                     None => break Err("the connection has ended".to_owned()),
                     Some(message) => if let Some(event) = acknowledged(&message) {
                         break event;
                     },
                 },
-                message = next(commands.as_mut()) => match message {
+                message = next(&mut commands) => match message {
                     None => break Err("the subscription has ended".to_owned()),
                     Some(message) => break Ok(Event::Arrived(Arrival {
                         topic: topic(&message.subject),
@@ -127,12 +129,17 @@ async fn talk(
     }
 }
 
-/// The next message; never without a subscription.
-async fn next(subscriber: Option<&mut Subscriber>) -> Option<Message> {
-    match subscriber {
-        None => std::future::pending().await,
-        Some(subscriber) => poll_fn(|cx| Pin::new(&mut *subscriber).poll_next(cx)).await,
-    }
+/// The next message of any of them; `None`: one has ended. Never without a subscription.
+async fn next(subscribers: &mut [Subscriber]) -> Option<Message> {
+    poll_fn(|cx| {
+        for subscriber in &mut *subscribers {
+            if let Poll::Ready(message) = Pin::new(subscriber).poll_next(cx) {
+                return Poll::Ready(message);
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 async fn publish(client: &Client, inbox: &str, token: u64, publication: Publication) -> Result<(), String> {
