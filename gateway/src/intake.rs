@@ -228,13 +228,16 @@ impl Intake {
         self.devices.sign(thing, Sign::Came);
     }
 
-    /// The session that spoke for the thing is gone; says so on the bus unless another took over.
-    pub async fn depart(&self, thing: &Arc<Thing>, route: RouteId, why: &str) {
+    /// The session that spoke for the thing is gone; says so on the bus unless another took over. `unanswered`: what the
+    /// thing has not answered will not be answered any more.
+    pub async fn depart(&self, thing: &Arc<Thing>, route: RouteId, why: &str, unanswered: bool) {
         let now = clock::now_us();
         if !thing.clear_route(route) {
             return;
         }
-        self.devices.lost(&thing.id);
+        if unanswered {
+            self.devices.lost(&thing.id);
+        }
         if thing.set_online(false, now)
             && let Err(refusal) = self.presence(thing, false, why, now).await
         {

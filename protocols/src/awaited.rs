@@ -71,6 +71,13 @@ impl<T, const MAX: usize> Awaited<T, MAX> {
         }
     }
 
+    /// Gives all back: none of them left.
+    pub(crate) fn unsent(&mut self, out: &mut Outbox) {
+        for entry in self.all.drain(..) {
+            out.push(Output::Unsent { id: entry.id });
+        }
+    }
+
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.all.iter().map(|entry| entry.until).min()
     }

@@ -40,6 +40,12 @@ pub trait Protocol: Sync {
     /// A commented `[[adapter]]` block; a law test parses it, `sluicegate check --example` prints it.
     fn example(&self) -> &'static str;
 
+    /// Whether a device may answer a command by another connection than the one that brought it. If not, what it has not
+    /// answered ends with the connection.
+    fn answers_elsewhere(&self) -> bool {
+        false
+    }
+
     /// Bytes that peers really sent, for the laws, the fuzz corpus and the benchmarks.
     fn captures(&self) -> &'static [Capture];
 }
@@ -191,6 +197,10 @@ pub enum Output {
     Answer {
         id: String,
         outcome: Outcome,
+    },
+    /// The command with this id never left for the device: it may be tried another time.
+    Unsent {
+        id: String,
     },
     /// From here on this peer is the source of the stream, and [`Output::Unit`]s follow. The driver moves the
     /// connection to the thread that owns the stream.

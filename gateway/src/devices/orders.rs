@@ -35,7 +35,7 @@ pub(super) struct Orders {
 #[derive(Debug)]
 struct Waiting {
     thing: Arc<str>,
-    answer: oneshot::Sender<(Outcome, Option<u64>)>,
+    answer: oneshot::Sender<Delivery>,
     /// A session that cannot say it leaves it to the one who asked: it may be tried again.
     again: bool,
 }
@@ -70,8 +70,7 @@ impl Devices {
             Err(failure) => return Delivery::NotSent(failure),
         };
         let outcome = match tokio::time::timeout(patience, answer).await {
-            Ok(Ok((Err(failure), _))) if again && is_unsent(&failure) => return Delivery::NotSent(failure),
-            Ok(Ok((outcome, seq))) => return Delivery::Ended(outcome, seq),
+            Ok(Ok(delivery)) => return delivery,
             Ok(Err(_)) if again => Err(Failure::GivenUp(CUT_OFF.to_owned())),
             Ok(Err(_)) => Err(Failure::Offline),
             Err(_) => Err(Failure::Silent(patience)),
@@ -96,19 +95,27 @@ impl Devices {
                 _ => None,
             }
         };
-        waiting.is_some_and(|w| w.answer.send((outcome, seq)).is_ok())
+        waiting.is_some_and(|w| w.answer.send(Delivery::Ended(outcome, seq)).is_ok())
     }
 
     /// A session's own answer to a command (not a device's report): delivered, and put on the bus.
     pub async fn session_answered(&self, id: &str, outcome: Outcome) {
         let Some(waiting) = self.waiting().remove(id) else { return };
-        if waiting.again && outcome.as_ref().is_err_and(is_unsent) {
-            drop(waiting.answer.send((outcome, None)));
+        if let (true, Err(failure)) = (waiting.again, &outcome)
+            && is_unsent(failure)
+        {
+            drop(waiting.answer.send(Delivery::NotSent(failure.clone())));
             return;
         }
         let model = self.by_id(&waiting.thing).map(|t| t.model.name().to_string()).unwrap_or_default();
         let seq = self.record(&waiting.thing, &model, id, &outcome).await;
-        drop(waiting.answer.send((outcome, seq)));
+        drop(waiting.answer.send(Delivery::Ended(outcome, seq)));
+    }
+
+    /// A session has not sent a command and will not: nothing is told of it here.
+    pub fn session_unsent(&self, id: &str) {
+        let Some(waiting) = self.waiting().remove(id) else { return };
+        drop(waiting.answer.send(Delivery::NotSent(Failure::Offline)));
     }
 
     /// Every command that waits for this thing ends: its session is gone.
@@ -123,7 +130,7 @@ impl Devices {
         order: Order,
         patience: Duration,
         again: bool,
-    ) -> Result<oneshot::Receiver<(Outcome, Option<u64>)>, Failure> {
+    ) -> Result<oneshot::Receiver<Delivery>, Failure> {
         if id.is_empty() || id.len() > ID_LEN_MAX {
             return Err(Failure::Refused(format!("a command's id has 1 to {ID_LEN_MAX} bytes")));
         }

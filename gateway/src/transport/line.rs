@@ -42,6 +42,11 @@ impl Line {
         self.things.values()
     }
 
+    /// What the session did not get any more.
+    pub(super) fn rest(&mut self) -> impl Iterator<Item = Box<Command>> {
+        std::iter::from_fn(|| self.commands.try_recv().ok())
+    }
+
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Box<Command>> {
         match self.commands.poll_recv(cx) {
             Poll::Ready(Some(command)) => Poll::Ready(command),

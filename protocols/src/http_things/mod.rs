@@ -5,7 +5,7 @@
 //! | `POST` or `PUT /things/DEVICE/properties` | reports properties: `{"temperature":21.5}`, `{"time":T,"properties":{…}}`, or an array of such objects |
 //! | `PUT` or `POST /things/DEVICE/properties/NAME` | reports one: `21.5` |
 //! | `POST /things/DEVICE/events/NAME` | reports an event; the body is its data, or `{"time":T,"data":…}` |
-//! | `GET /things/DEVICE/commands?wait=SECONDS` | waits for an order: `{"id":"c1","write":{…}}`, `"read":[…]`, `"invoke":"NAME","input":…`; 204 when none came. The device is connected as long as this connection is |
+//! | `GET /things/DEVICE/commands?wait=SECONDS` | waits for an order: `{"id":"c1","write":{…}}`, `"read":[…]`, `"invoke":"NAME","input":…`; 204 when none came. The device is connected as long as this connection is; an order that waited for it comes with the next poll, however short |
 //! | `POST /things/DEVICE/replies/ID` | answers it: `{"ok":true,"data":…}` or `{"ok":false,"error":"…"}` |
 //! | `POST /api/v1/TOKEN/telemetry` | ThingsBoard's way: the token says which device; `{"k":v}` or `{"ts":MS,"values":{…}}` |
 //! | `GET /things` | a short manual |
@@ -96,6 +96,10 @@ body_kib = 64                       # longest body, 1 to 1024
 silence_seconds = 75                # a connection without a request is closed after, 61 to 3600
 # allow_origin = "https://HOST"     # web pages that may report here; default: none
 "#
+    }
+
+    fn answers_elsewhere(&self) -> bool {
+        true
     }
 
     fn captures(&self) -> &'static [Capture] {

@@ -17,6 +17,9 @@ use crate::things::{self, Target};
 /// Requests that one connection may get wrong: nobody needs more, and each is free work for a stranger.
 const WRONG_MAX: u32 = 100;
 
+/// A poll waits as long in any case: a command that waits for its device is on its way only when the device asks.
+const POLL_MIN: Duration = Duration::from_secs(1);
+
 /// For whoever stands before the box with a command line.
 const MANUAL: &str = "\
 POST /things/DEVICE/properties          {\"temperature\":21.5} or {\"time\":MS,\"properties\":{...}} or an array of them
@@ -84,7 +87,7 @@ impl Session for Talk {
                     self.last = true;
                     self.refuse(&Refused::new("503 Service Unavailable", "the gateway is stopping"), out);
                 }
-                self.orders.abandon(out);
+                self.orders.unsent(out);
                 Ok(())
             }
             Input::Datagram(_) | Input::Exchange(_) | Input::Media(_) | Input::Piece { .. } => {
@@ -228,11 +231,9 @@ impl Talk {
     fn carry_out(&mut self, now: Instant, by: &Identity, ask: &Ask, out: &mut Outbox) -> Result<(), Fault> {
         if let Target::Commands { device } = &ask.target {
             out.push(Output::Speaks { by: by.clone(), device: device.clone(), product: None });
-            self.state = State::Polling { device: device.clone(), until: now + Duration::from_secs(ask.wait_s) };
+            let wait = Duration::from_secs(ask.wait_s).max(POLL_MIN);
+            self.state = State::Polling { device: device.clone(), until: now + wait };
             self.polled(out);
-            if ask.wait_s == 0 && matches!(self.state, State::Polling { .. }) {
-                self.nothing(out);
-            }
             return Ok(());
         }
         let reports = match reports(ask, by) {

@@ -106,6 +106,35 @@ fn an_order_is_fetched_by_a_device_that_waits_and_is_answered() {
     gateway.stop();
 }
 
+/// Each request is a connection of its own, as of a device that sleeps in between.
+#[test]
+fn a_device_that_asks_now_and_then_gets_what_waited_once_and_answers_by_another_connection() {
+    let (gateway, port) = gateway("", "allow_anonymous = true");
+    let device = format!("http://127.0.0.1:{port}/things/relay-1");
+    let commands = format!("{device}/commands");
+    assert_eq!(curl(&[&commands]), (204, String::new()), "nothing to do");
+    for action in ["toggle", "toggle"] {
+        let away = || {
+            let (status, body) = gateway.request("POST", &format!("/api/v1/things/relay-1/actions/{action}"), "");
+            (status == 202).then(|| serde_json::from_str::<Value>(&body).unwrap())
+        };
+        let waiting = wait_for("the device to be away", PATIENCE, away);
+        let order = wait_for("the order", PATIENCE, || {
+            let (status, order) = curl(&[&commands]);
+            (status == 200).then(|| serde_json::from_str::<Value>(&order).unwrap())
+        });
+        assert_eq!((&order["id"], &order["invoke"]), (&waiting["id"], &Value::from(action)));
+        let reply = format!("{device}/replies/{}", order["id"].as_str().unwrap());
+        assert_eq!(curl(&["-d", r#"{"ok":true,"data":7}"#, &reply]).0, 204);
+        wait_for("its end", PATIENCE, || (gateway.get("/api/v1/things/relay-1/commands") == "[]").then_some(()));
+        assert_eq!(curl(&[&commands]).0, 204, "once");
+    }
+    let delivered = gateway.metric("sluicegate_commands_waited_total{result=\"delivered\"}");
+    let answered = gateway.metric("sluicegate_commands_total{result=\"ok\"}");
+    assert_eq!((delivered, answered), (2.0, 2.0));
+    gateway.stop();
+}
+
 #[test]
 fn mistakes_are_told_in_their_own_status_and_counted() {
     let secret = "[[credential]]\nname = \"th-1\"\nsecret_env = \"TH_1_SECRET\"\n";

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use super::Check;
-use crate::shadow::WAIT_MAX;
 use crate::config::{Acknowledge, Alink, Dialect, MqttVersion, Sasl, Sparkplug, Upstream};
+use crate::shadow::WAIT_MAX;
 use crate::upstream::destination::{self, place::Place, place::Scheme};
 
 impl Check<'_> {

@@ -28,6 +28,7 @@ impl Conversation {
                 Output::Speaks { by, device, product } => self.speaks(&by, &device, product.as_deref()).await,
                 Output::Report { ticket, by, report } => self.report(ticket, &by, report).await,
                 Output::Answer { id, outcome } => self.services.intake.devices().session_answered(&id, outcome).await,
+                Output::Unsent { id } => self.services.intake.devices().session_unsent(&id),
                 Output::Exchange(request) => self.exchange(request).await,
                 Output::Describe { ticket, stream } => {
                     let outcome = media::describe(&streams, &stream).await;

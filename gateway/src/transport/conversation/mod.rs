@@ -267,13 +267,14 @@ impl Conversation {
         Plain::Done
     }
 
-    /// Only the bytes: what a session still says when its talk is over.
+    /// What a session still says when its talk is over: bytes, and what never left.
     pub(super) async fn last_words(&mut self, wire: &Wire) {
         while let Some(output) = self.outbox.pop() {
             match output {
                 Output::Send(bytes) => self.send(wire, bytes),
                 Output::Packet { ticket, second, packet } => self.send_packet(ticket, second, packet),
                 Output::Exchange(request @ Request::Detach { .. }) => self.exchange(request).await,
+                Output::Unsent { id } => self.services.intake.devices().session_unsent(&id),
                 _ => {}
             }
         }
@@ -282,9 +283,14 @@ impl Conversation {
     /// The end: every device this session spoke for is offline, unless another session took over.
     pub(super) async fn leave(&mut self, why: &str) {
         self.attachment = None;
-        let Some(line) = self.line.take() else { return };
+        let Some(mut line) = self.line.take() else { return };
+        let unanswered = !self.language.row.answers_elsewhere();
         for thing in line.things() {
-            self.services.intake.depart(thing, line.route.id, why).await;
+            self.services.intake.depart(thing, line.route.id, why, unanswered).await;
+        }
+        // Nothing comes any more: no thing has this route.
+        for command in line.rest() {
+            self.services.intake.devices().session_unsent(&command.id);
         }
     }
 
