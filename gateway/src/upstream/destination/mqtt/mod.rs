@@ -66,6 +66,8 @@ enum Notice {
     /// A ping was written, and answered.
     Asked,
     Answered,
+    /// An acknowledgement was written.
+    Acknowledged,
 }
 
 /// What an arrival is acknowledged by.
@@ -95,6 +97,10 @@ pub struct Link {
     held: Option<(u16, u64)>,
     /// Arrivals done with whose acknowledgements rumqttc has not taken yet.
     owed: VecDeque<Receipt>,
+    /// Acknowledgements that rumqttc has taken and not yet written, and how many it may have: they go through the same
+    /// queue as publishes, for which there must be room.
+    acknowledging: usize,
+    acknowledging_max: usize,
     next_token: u64,
     down: bool,
 }
@@ -116,12 +122,13 @@ impl Client {
         }
     }
 
-    fn acknowledge(&self, receipt: &Receipt) -> Result<(), Jammed> {
+    /// Whether there is anything to be written for it.
+    fn acknowledge(&self, receipt: &Receipt) -> Result<bool, Jammed> {
         match (self, receipt) {
             (Self::V5(client), Receipt::V5(receipt)) => client.acknowledge(receipt),
             (Self::V311(client), Receipt::V311(receipt)) => client.acknowledge(receipt),
             // Not of this connection: nobody waits for it here.
-            _ => Ok(()),
+            _ => Ok(false),
         }
     }
 
@@ -138,7 +145,8 @@ impl Client {
 impl Link {
     /// Begins to connect; [`Event::Up`] or [`Event::Down`] follows.
     pub fn open(settings: &Settings, tasks: &Tasks) -> Result<Self, LinkError> {
-        let room = usize::from(settings.window) + REQUESTS_BESIDE;
+        let acknowledging_max = usize::from(settings.window.max(1));
+        let room = usize::from(settings.window) + acknowledging_max + REQUESTS_BESIDE;
         let (send, events) = mpsc::channel(EVENTS_MAX);
         let (client, task) = match settings.version {
             Version::V5 => {
@@ -159,6 +167,8 @@ impl Link {
             flight: Flight::new(settings.keep_alive.max(KEEP_ALIVE_MIN)),
             held: None,
             owed: VecDeque::new(),
+            acknowledging: 0,
+            acknowledging_max,
             next_token: 1,
             down: false,
         })
@@ -189,10 +199,9 @@ impl Link {
     }
 
     fn pay(&mut self) {
-        while let Some(receipt) = self.owed.front() {
-            if self.client.acknowledge(receipt).is_err() {
-                return;
-            }
+        while let Some(receipt) = self.owed.front().filter(|_| self.acknowledging < self.acknowledging_max) {
+            let Ok(written) = self.client.acknowledge(receipt) else { return };
+            self.acknowledging += usize::from(written);
             self.owed.pop_front();
         }
     }
@@ -262,6 +271,10 @@ impl Link {
             }
             Notice::Answered => {
                 self.flight.answered();
+                None
+            }
+            Notice::Acknowledged => {
+                self.acknowledging = self.acknowledging.saturating_sub(1);
                 None
             }
             Notice::Written(id) => {

@@ -60,6 +60,7 @@ fn notice(event: Event) -> Option<Notice> {
         Event::Outgoing(Outgoing::Publish(id)) => Notice::Written(id),
         Event::Outgoing(Outgoing::AwaitAck(id)) => Notice::Held(id),
         Event::Outgoing(Outgoing::PingReq) => Notice::Asked,
+        Event::Outgoing(Outgoing::PubAck(_)) => Notice::Acknowledged,
         Event::Incoming(Packet::PingResp) => Notice::Answered,
         Event::Incoming(Packet::ConnAck(_)) => Notice::Up { packet_max: None },
         Event::Incoming(Packet::PubAck(ack)) => Notice::Confirmed { id: ack.pkid, refusal: None },
@@ -89,8 +90,8 @@ impl Client {
         jammed(self.0.try_subscribe(filter, QoS::AtLeastOnce))
     }
 
-    pub(super) fn acknowledge(&self, receipt: &Receipt) -> Result<(), Jammed> {
-        jammed(self.0.try_ack(&receipt.0))
+    pub(super) fn acknowledge(&self, receipt: &Receipt) -> Result<bool, Jammed> {
+        jammed(self.0.try_ack(&receipt.0)).map(|()| receipt.0.qos == QoS::AtLeastOnce)
     }
 
     pub(super) fn disconnect(&self) -> Result<(), Jammed> {

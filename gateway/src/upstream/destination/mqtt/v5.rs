@@ -62,6 +62,7 @@ fn notice(event: Event) -> Result<Option<Notice>, String> {
         Event::Outgoing(Outgoing::Publish(id)) => Notice::Written(id),
         Event::Outgoing(Outgoing::AwaitAck(id)) => Notice::Held(id),
         Event::Outgoing(Outgoing::PingReq) => Notice::Asked,
+        Event::Outgoing(Outgoing::PubAck(_)) => Notice::Acknowledged,
         Event::Incoming(Packet::PingResp(_)) => Notice::Answered,
         Event::Incoming(Packet::ConnAck(ack)) => {
             let packet_max = ack.properties.and_then(|properties| properties.max_packet_size);
@@ -104,8 +105,8 @@ impl Client {
         jammed(self.0.try_subscribe_many([filter]))
     }
 
-    pub(super) fn acknowledge(&self, receipt: &Receipt) -> Result<(), Jammed> {
-        jammed(self.0.try_ack(&receipt.0))
+    pub(super) fn acknowledge(&self, receipt: &Receipt) -> Result<bool, Jammed> {
+        jammed(self.0.try_ack(&receipt.0)).map(|()| receipt.0.qos == QoS::AtLeastOnce)
     }
 
     pub(super) fn disconnect(&self) -> Result<(), Jammed> {
