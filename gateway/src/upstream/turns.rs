@@ -15,7 +15,7 @@ const OF_ONE_THING_MAX: usize = 8;
 const LINE_MAX: usize = 1_000;
 const LINE_BYTES_MAX: usize = 1 << 20;
 /// What is on its way while it holds back still finds a place.
-const LINE_LAST: usize = LINE_MAX + 256;
+const LINE_LAST: usize = LINE_MAX + 1_000;
 const LINE_BYTES_LAST: usize = 8 << 20;
 /// What a command takes beside its texts.
 const BESIDE_BYTES: usize = 128;
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn the_line_has_an_end_in_commands_and_in_bytes_and_the_whole_in_what_is_under_way() {
         let (mut turns, now) = (Turns::default(), Instant::now());
-        assert_eq!((0..2_000).filter(|n| turns.join(&format!("{n}"), job(1), now)).count(), LINE_LAST);
+        assert_eq!((0..3_000).filter(|n| turns.join(&format!("{n}"), job(1), now)).count(), LINE_LAST);
         assert_eq!(started(&mut turns).len(), UNDER_WAY_MAX);
         let mut turns = Turns::default();
         assert_eq!((0..2_000).filter(|n| turns.join(&format!("{n}"), job(64 << 10), now)).count(), 127);

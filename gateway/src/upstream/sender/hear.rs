@@ -7,7 +7,6 @@ use tracing::{debug, warn};
 
 use super::super::destination::{Connection, Event};
 use super::super::dialect::{Heard, Scope};
-use super::super::down::COMMAND_BYTES_MAX;
 use super::super::lane::Lane;
 use super::super::queue::RECORDS_MAX;
 use super::super::turns::Job;
@@ -15,8 +14,9 @@ use super::super::window::Done;
 use super::{End, Sender};
 use crate::clock;
 
-/// Arrivals that the destination is not told of at a time. Each has at most the bytes of a command.
-const UNACKNOWLEDGED_MAX: usize = 128;
+/// Arrivals that the destination is not told of at a time, and their bytes. Brokers have less than that under way.
+const UNACKNOWLEDGED_MAX: usize = 1_000;
+const UNACKNOWLEDGED_BYTES_MAX: usize = 1 << 20;
 
 impl Sender {
     pub(super) async fn hear(&mut self, link: &mut dyn Connection, event: Event) -> Option<End> {
@@ -25,10 +25,10 @@ impl Sender {
             Event::Refused { token, reason } => return self.refused(token, reason).await,
             Event::Arrived(arrival) => {
                 let end = self.arrived(&arrival.topic, &arrival.payload);
-                // A broker that knows MQTT's receive maximum stays below; what has QoS 0 is not held back anyway.
-                let too_much =
-                    self.unacknowledged.len() >= UNACKNOWLEDGED_MAX || arrival.payload.len() > COMMAND_BYTES_MAX;
                 self.unacknowledged.push_back(arrival);
+                let bytes: usize = self.unacknowledged.iter().map(|arrival| arrival.payload.len()).sum();
+                // What has QoS 0 is not held back anyway.
+                let too_much = self.unacknowledged.len() > UNACKNOWLEDGED_MAX || bytes > UNACKNOWLEDGED_BYTES_MAX;
                 return if self.down.has_room() || too_much { self.acknowledge(link).or(end) } else { end };
             }
             Event::Subscribed => debug!(upstream = self.config.name, "commands may come"),
