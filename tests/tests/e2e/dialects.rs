@@ -147,14 +147,14 @@ fn calls_of_platforms_wait_for_a_device_that_is_away_and_are_answered_under_thei
         let upstreams: Value = serde_json::from_str(&gateway.get("/api/v1/upstreams")).unwrap();
         upstreams.as_array().unwrap().iter().all(|upstream| upstream["connected"] == true).then_some(())
     });
-    let waiting = |count: f64| {
+    let waiting = |count: u32| {
         wait_for("the calls to wait", PATIENCE, || {
-            (gateway.metric("sluicegate_commands_waiting{}") == count).then_some(())
+            (gateway.metric("sluicegate_commands_waiting{}") as u32 == count).then_some(())
         });
     };
     let call = json!({ "device": "relay-1", "data": { "id": 41, "method": "write", "params": { "on": true } } });
     send(thingsboard.port, "tb", "v1/gateway/rpc", &call.to_string());
-    waiting(1.0);
+    waiting(1);
     // Said again while it waits, it is the same one.
     send(thingsboard.port, "tb", "v1/gateway/rpc", &call.to_string());
     let write = json!({ "messageId": "m-9", "properties": { "on": false } });
@@ -164,7 +164,7 @@ fn calls_of_platforms_wait_for_a_device_that_is_away_and_are_answered_under_thei
     let command = "te/device/relay-1///cmd/write/c-7";
     send(edge.port, "te", command, &json!({ "status": "init", "properties": { "on": true } }).to_string());
     ears[2].until(command, |body| body["status"] == "executing" && body["reason"].is_string());
-    waiting(3.0);
+    waiting(3);
 
     for on in [true, false, true] {
         assert_eq!(Relay::connect(&gateway).obeys(), json!({ "on": on }));
@@ -175,7 +175,7 @@ fn calls_of_platforms_wait_for_a_device_that_is_away_and_are_answered_under_thei
     let reply = ears[1].json("/relay-switch/relay-1/properties/write/reply");
     assert_eq!((&reply["messageId"], &reply["success"]), (&json!("m-9"), &json!(true)), "{reply}");
     ears[2].until(command, |body| body["status"] == "successful");
-    assert_eq!(gateway.metric("sluicegate_commands_total{result=\"repeated\"}"), 1.0);
+    assert_eq!(gateway.metric("sluicegate_commands_total{result=\"repeated\"}") as u32, 1);
     gateway.stop();
 }
 
