@@ -112,8 +112,23 @@ pub struct Capture {
     /// Named after the peer that sent it: `mosquitto_pub_311_qos1`.
     pub name: &'static str,
     pub wire: Wire,
-    /// For datagrams: each packet preceded by its length as two bytes, big endian.
+    /// For datagrams: each packet preceded by its length as two bytes, big endian. Empty without the feature `captures`:
+    /// a gateway carries no test data.
     pub bytes: &'static [u8],
+}
+
+impl Capture {
+    pub const fn stream(name: &'static str, bytes: &'static [u8]) -> Self {
+        Self::new(name, Wire::Stream, bytes)
+    }
+
+    pub const fn datagrams(name: &'static str, bytes: &'static [u8]) -> Self {
+        Self::new(name, Wire::Datagram, bytes)
+    }
+
+    const fn new(name: &'static str, wire: Wire, bytes: &'static [u8]) -> Self {
+        Self { name, wire, bytes: if cfg!(feature = "captures") { bytes } else { &[] } }
+    }
 }
 
 /// Who is at the other end, as far as the wire tells.

@@ -2,14 +2,24 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{Child, PATIENCE, free_port, wait_for};
+use crate::{Child, PATIENCE, free_port, root, wait_for};
+
+/// The page's own FLV player, unpacked into `folder`.
+pub fn mpegts_js(folder: &Path) -> PathBuf {
+    let packed = root().join("gateway/src/admin/page/vendor/mpegts.js.gz");
+    let output = Command::new("gzip").args(["-dc"]).arg(packed).output().expect("gzip");
+    assert!(output.status.success(), "gzip: {}", String::from_utf8_lossy(&output.stderr));
+    let file = folder.join("mpegts.js");
+    std::fs::write(&file, output.stdout).expect("the player");
+    file
+}
 
 /// One headless browser with one window.
 #[derive(Debug)]

@@ -33,7 +33,7 @@ mod stand_in;
 mod upstream;
 mod viewer;
 
-pub use browser::Browser;
+pub use browser::{Browser, mpegts_js};
 pub use certificates::{Authority, Certificate};
 pub use device::{Counter, Language};
 pub use flv::{Flv, WebSocket, push_rtmp, push_rtmp_all};

@@ -110,25 +110,15 @@ silence_seconds = 3600      # a silent peer (and what it observes) is forgotten 
     }
 
     fn captures(&self) -> &'static [Capture] {
-        &[
-            Capture {
-                name: "by_hand_requests",
-                wire: Wire::Datagram,
-                bytes: include_bytes!("testdata/by_hand_requests.bin"),
-            },
-            Capture {
-                name: "libcoap_client",
-                wire: Wire::Datagram,
-                bytes: include_bytes!("testdata/libcoap_client.bin"),
-            },
-            Capture {
-                name: "aiocoap_client",
-                wire: Wire::Datagram,
-                bytes: include_bytes!("testdata/aiocoap_client.bin"),
-            },
-        ]
+        CAPTURES
     }
 }
+
+static CAPTURES: &[Capture] = &[
+    Capture::datagrams("by_hand_requests", include_bytes!("testdata/by_hand_requests.bin")),
+    Capture::datagrams("libcoap_client", include_bytes!("testdata/libcoap_client.bin")),
+    Capture::datagrams("aiocoap_client", include_bytes!("testdata/aiocoap_client.bin")),
+];
 
 // === impl Options ===
 

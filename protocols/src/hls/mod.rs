@@ -110,13 +110,9 @@ impl Endpoint for HlsEndpoint {
     }
 }
 
-const fn capture(name: &'static str, bytes: &'static [u8]) -> Capture {
-    Capture { name, wire: Wire::Stream, bytes }
-}
-
 static CAPTURES: &[Capture] = &[
-    capture("ffmpeg_playlists", include_bytes!("testdata/ffmpeg_playlists.bin")),
-    capture("ffmpeg_segment_init", include_bytes!("testdata/ffmpeg_segment_init.bin")),
-    capture("chromium_hls_js_low_latency", include_bytes!("testdata/chromium_hls_js_low_latency.bin")),
-    capture("curl_head_options", include_bytes!("testdata/curl_head_options.bin")),
+    Capture::stream("ffmpeg_playlists", include_bytes!("testdata/ffmpeg_playlists.bin")),
+    Capture::stream("ffmpeg_segment_init", include_bytes!("testdata/ffmpeg_segment_init.bin")),
+    Capture::stream("chromium_hls_js_low_latency", include_bytes!("testdata/chromium_hls_js_low_latency.bin")),
+    Capture::stream("curl_head_options", include_bytes!("testdata/curl_head_options.bin")),
 ];

@@ -90,14 +90,10 @@ impl Endpoint for HttpFlvEndpoint {
     }
 }
 
-const fn capture(name: &'static str, bytes: &'static [u8]) -> Capture {
-    Capture { name, wire: Wire::Stream, bytes }
-}
-
 static CAPTURES: &[Capture] = &[
-    capture("ffmpeg_get", include_bytes!("testdata/ffmpeg_get.bin")),
-    capture("curl_get_head", include_bytes!("testdata/curl_get_head.bin")),
-    capture("chromium_get", include_bytes!("testdata/chromium_get.bin")),
-    capture("chromium_websocket", include_bytes!("testdata/chromium_websocket.bin")),
-    capture("python_websockets_ping_close", include_bytes!("testdata/python_websockets_ping_close.bin")),
+    Capture::stream("ffmpeg_get", include_bytes!("testdata/ffmpeg_get.bin")),
+    Capture::stream("curl_get_head", include_bytes!("testdata/curl_get_head.bin")),
+    Capture::stream("chromium_get", include_bytes!("testdata/chromium_get.bin")),
+    Capture::stream("chromium_websocket", include_bytes!("testdata/chromium_websocket.bin")),
+    Capture::stream("python_websockets_ping_close", include_bytes!("testdata/python_websockets_ping_close.bin")),
 ];

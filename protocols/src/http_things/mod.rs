@@ -154,12 +154,8 @@ impl Endpoint for Door {
     }
 }
 
-const fn capture(name: &'static str, bytes: &'static [u8]) -> Capture {
-    Capture { name, wire: Wire::Stream, bytes }
-}
-
 static CAPTURES: &[Capture] = &[
-    capture("curl_reports", include_bytes!("testdata/curl_reports.bin")),
-    capture("python_requests_reports", include_bytes!("testdata/python_requests_reports.bin")),
-    capture("curl_mistakes", include_bytes!("testdata/curl_mistakes.bin")),
+    Capture::stream("curl_reports", include_bytes!("testdata/curl_reports.bin")),
+    Capture::stream("python_requests_reports", include_bytes!("testdata/python_requests_reports.bin")),
+    Capture::stream("curl_mistakes", include_bytes!("testdata/curl_mistakes.bin")),
 ];

@@ -191,7 +191,7 @@ impl Endpoint for MqttEndpoint {
 /// One side of a talk with mosquitto 2.0.11, recorded from Debian's clients.
 macro_rules! capture {
     ($name:literal) => {
-        Capture { name: $name, wire: Wire::Stream, bytes: include_bytes!(concat!("testdata/", $name, ".bin")) }
+        Capture::stream($name, include_bytes!(concat!("testdata/", $name, ".bin")))
     };
 }
 

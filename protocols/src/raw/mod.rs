@@ -131,25 +131,15 @@ admission_seconds = 60              # time a new peer has for its first valid li
     }
 
     fn captures(&self) -> &'static [Capture] {
-        &[
-            Capture {
-                name: "printf_nc_reports",
-                wire: Wire::Stream,
-                bytes: include_bytes!("testdata/printf_nc_reports.bin"),
-            },
-            Capture {
-                name: "printf_nc_mistakes",
-                wire: Wire::Stream,
-                bytes: include_bytes!("testdata/printf_nc_mistakes.bin"),
-            },
-            Capture {
-                name: "socat_udp_lines",
-                wire: Wire::Datagram,
-                bytes: include_bytes!("testdata/socat_udp_lines.bin"),
-            },
-        ]
+        CAPTURES
     }
 }
+
+static CAPTURES: &[Capture] = &[
+    Capture::stream("printf_nc_reports", include_bytes!("testdata/printf_nc_reports.bin")),
+    Capture::stream("printf_nc_mistakes", include_bytes!("testdata/printf_nc_mistakes.bin")),
+    Capture::datagrams("socat_udp_lines", include_bytes!("testdata/socat_udp_lines.bin")),
+];
 
 // === impl Options ===
 

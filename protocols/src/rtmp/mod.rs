@@ -108,16 +108,12 @@ impl Endpoint for RtmpEndpoint {
     }
 }
 
-const fn capture(name: &'static str, bytes: &'static [u8]) -> Capture {
-    Capture { name, wire: Wire::Stream, bytes }
-}
-
 static CAPTURES: &[Capture] = &[
-    capture("ffmpeg_publish", include_bytes!("testdata/ffmpeg_publish.bin")),
-    capture("ffmpeg_play", include_bytes!("testdata/ffmpeg_play.bin")),
+    Capture::stream("ffmpeg_publish", include_bytes!("testdata/ffmpeg_publish.bin")),
+    Capture::stream("ffmpeg_play", include_bytes!("testdata/ffmpeg_play.bin")),
     // Enhanced RTMP, FourCC hvc1.
-    capture("ffmpeg9_publish_hevc", include_bytes!("testdata/ffmpeg9_publish_hevc.bin")),
+    Capture::stream("ffmpeg9_publish_hevc", include_bytes!("testdata/ffmpeg9_publish_hevc.bin")),
     // librtmp 2.3 inside curl; OBS carries the same library.
-    capture("librtmp_publish", include_bytes!("testdata/librtmp_publish.bin")),
-    capture("librtmp_play", include_bytes!("testdata/librtmp_play.bin")),
+    Capture::stream("librtmp_publish", include_bytes!("testdata/librtmp_publish.bin")),
+    Capture::stream("librtmp_play", include_bytes!("testdata/librtmp_play.bin")),
 ];

@@ -98,16 +98,12 @@ impl Endpoint for RtspEndpoint {
     }
 }
 
-const fn capture(name: &'static str, bytes: &'static [u8]) -> Capture {
-    Capture { name, wire: Wire::Stream, bytes }
-}
-
 static CAPTURES: &[Capture] = &[
-    capture("ffmpeg_play_tcp", include_bytes!("testdata/ffmpeg_play_tcp.bin")),
-    capture("ffmpeg_play_udp", include_bytes!("testdata/ffmpeg_play_udp.bin")),
+    Capture::stream("ffmpeg_play_tcp", include_bytes!("testdata/ffmpeg_play_tcp.bin")),
+    Capture::stream("ffmpeg_play_udp", include_bytes!("testdata/ffmpeg_play_udp.bin")),
     // With its receiver reports between the requests.
-    capture("gstreamer_play_tcp", include_bytes!("testdata/gstreamer_play_tcp.bin")),
-    capture("ffmpeg_publish_tcp", include_bytes!("testdata/ffmpeg_publish_tcp.bin")),
+    Capture::stream("gstreamer_play_tcp", include_bytes!("testdata/gstreamer_play_tcp.bin")),
+    Capture::stream("ffmpeg_publish_tcp", include_bytes!("testdata/ffmpeg_publish_tcp.bin")),
     // Its AAC as LATM, and a query before the track.
-    capture("gstreamer_publish_tcp", include_bytes!("testdata/gstreamer_publish_tcp.bin")),
+    Capture::stream("gstreamer_publish_tcp", include_bytes!("testdata/gstreamer_publish_tcp.bin")),
 ];

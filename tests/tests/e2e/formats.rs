@@ -6,7 +6,7 @@ use protocols::media::fmp4::{self, Description, Fragmenter};
 use protocols::media::{Codec, Kind, Track, Unit};
 use serde_json::Value;
 use sluicegate_tests::camera::{self, AAC};
-use sluicegate_tests::{Browser, Child, Flv, Gateway, Options, PATIENCE, WebSocket, newer_ffmpeg, root};
+use sluicegate_tests::{Browser, Child, Flv, Gateway, Options, PATIENCE, WebSocket, mpegts_js, newer_ffmpeg};
 use tempfile::TempDir;
 
 const BINARY: u8 = 0x82;
@@ -84,7 +84,7 @@ fn a_browser_plays_over_a_web_socket() {
     let media = gateway.options.media;
     let _publisher = push("ffmpeg", &clip, media, &["-stream_loop", "-1"]);
     wait_live(&gateway);
-    let player = root().join("gateway/src/admin/page/vendor/mpegts.js");
+    let player = mpegts_js(folder.path());
     let page = folder.path().join("page.html");
     let html = format!(
         "<video muted></video><script src=\"file://{}\"></script><script>\

@@ -9,7 +9,7 @@ use protocols::media::{Codec, Container, Kind, Track, Unit};
 use serde_json::Value as Json;
 use sluicegate_tests::camera::{self};
 use sluicegate_tests::{
-    Browser, Child, Flv, Gateway, Options, PATIENCE, newer_ffmpeg, push_rtmp_all, root, run_ok, shell, wait_for,
+    Browser, Child, Flv, Gateway, Options, PATIENCE, mpegts_js, newer_ffmpeg, push_rtmp_all, run_ok, shell, wait_for,
 };
 use tempfile::TempDir;
 
@@ -39,7 +39,7 @@ fn open(folder: &Path, port: u16) -> Browser {
 
 /// … that comes again after so many errors, as a page in service does.
 fn open_with(folder: &Path, port: u16, retries: u32) -> Browser {
-    let player = root().join("gateway/src/admin/page/vendor/mpegts.js");
+    let player = mpegts_js(folder);
     let page = folder.join("page.html");
     let html = format!(
         "<video muted></video><script src=\"file://{}\"></script><script>window.errors = [];\

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use sluicegate_tests::camera::{self, AAC, H264_REORDERED};
 use sluicegate_tests::{
-    Authority, Browser, Child, Flv, Gateway, Options, PATIENCE, binary, free_port, root, run, run_ok, wait_for,
+    Authority, Browser, Child, Flv, Gateway, Options, PATIENCE, binary, free_port, mpegts_js, run, run_ok, wait_for,
 };
 use tempfile::TempDir;
 
@@ -75,8 +75,7 @@ fn rtmps_in_and_rtmps_and_https_out_give_what_was_pushed() {
 fn a_browser_plays_over_a_secure_web_socket() {
     let folder = TempDir::new().unwrap();
     let (clip, authority, port) = (clip(folder.path()), Authority::new(), free_port());
-    let player = root().join("gateway/src/admin/page/vendor/mpegts.js");
-    std::fs::copy(player, folder.path().join("mpegts.js")).unwrap();
+    mpegts_js(folder.path());
     let gateway = Gateway::start(Options::default().with(&door(port, &authority.certify("one").toml())));
     let publisher = push(&["-stream_loop", "-1"], &clip, &format!("rtmps://localhost:{port}/live/x"));
     wait_live(&gateway);
