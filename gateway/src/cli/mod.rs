@@ -3,6 +3,7 @@
 //! Inside: the verbs; `store.rs` those about the store, `log.rs` what is written to the log. Must not be in here: what a verb
 //! does beyond reading its flags, calling the part and printing.
 
+mod allocator;
 mod log;
 mod store;
 
@@ -84,6 +85,9 @@ pub fn main() -> ExitCode {
         }
     };
     log::start(&command.log, matches!(command.verb, Verb::Demo(_) | Verb::Store(_)));
+    if matches!(command.verb, Verb::Run(_) | Verb::Demo(_)) {
+        allocator::tell();
+    }
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         return failed("another TLS provider is installed already");
     }
@@ -212,6 +216,12 @@ fn on_runtime(work: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode 
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return failed(&format!("cannot start the runtime: {error}")),
+    };
+    let work = async {
+        // Whoever writes to a closed connection gets an error, and the process goes on: an attempt to begin anew that
+        // failed has left this signal deadly.
+        let _closed = signal(SignalKind::pipe())?;
+        work.await
     };
     let code = runtime.block_on(work).unwrap_or_else(|error| failed(&format!("{error:#}")));
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));

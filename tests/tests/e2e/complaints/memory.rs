@@ -16,9 +16,6 @@ const WARM: usize = 700;
 const WARM_NAMES: usize = 4_500;
 /// What the store's page cache swings by.
 const CACHE_KIB: u64 = 4 * 1024;
-/// The C library keeps large pieces that were freed, the more the larger they were; so told it gives them back, and what
-/// the process has is what it holds.
-const GIVE_BACK: [(&str, &str); 2] = [("MALLOC_MMAP_THRESHOLD_", "32768"), ("MALLOC_TRIM_THRESHOLD_", "65536")];
 
 /// What the process holds.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +28,8 @@ struct Held {
 impl Held {
     fn of(gateway: &Gateway) -> Self {
         let count = |what: &str| std::fs::read_dir(format!("/proc/{}/{what}", gateway.child.pid())).unwrap().count();
+        let environment = std::fs::read(format!("/proc/{}/environ", gateway.child.pid())).unwrap();
+        assert!(String::from_utf8_lossy(&environment).contains("MALLOC_ARENA_MAX="), "the allocator was not told");
         Self { rss_kib: gateway.rss_kib(), threads: count("task"), descriptors: count("fd") }
     }
 
@@ -70,9 +69,7 @@ fn levels_off(gateway: &Gateway, percent: u64, more_kib: u64, round: impl Fn(usi
 }
 
 fn options(grace_seconds: u32) -> Options {
-    let environment = GIVE_BACK.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-    let options = Options { environment, ..Options::default() };
-    options.with(&format!("[stream]\ngrace_seconds = {grace_seconds}\nsources_max = 2000"))
+    Options::default().with(&format!("[stream]\ngrace_seconds = {grace_seconds}\nsources_max = 2000"))
 }
 
 /// Connects, publishes, plays by either door, leaves; as often as told, under the names that `name` gives.
