@@ -2,7 +2,8 @@
 //!
 //! Prints bytes a point of 100 tags at 1 Hz, and for each commit window what 1,000 messages a second write to the disk;
 //! records a second through group commit, bytes written against payload, CPU, the latency of one settled record,
-//! and the time to open a store with 1 GiB of backlog. Needs 1.2 GiB in FOLDER (default: the temporary folder). What goes to
+//! what a store at its cap takes (with `BUS_BENCH_SMALL_DISK=FOLDER` also one on a small disk), and the time to open a
+//! store with 1 GiB of backlog. Needs 1.2 GiB in FOLDER (default: the temporary folder). What goes to
 //! the disk is the kernel's count of its block device: it has to be one that nobody else writes to.
 
 #![allow(
@@ -31,6 +32,10 @@ fn main() -> anyhow::Result<()> {
     runtime.block_on(points(&root.join("points")))?;
     for window_ms in [0, 10, 100, 1000] {
         runtime.block_on(wear(&root.join(format!("window-{window_ms}")), window_ms))?;
+    }
+    runtime.block_on(limits("a cap of 64 MiB", &root.join("cap"), 64))?;
+    if let Some(small) = std::env::var_os("BUS_BENCH_SMALL_DISK") {
+        runtime.block_on(limits("a full disk", &PathBuf::from(small).join("bus_bench"), 4096))?;
     }
     if std::env::var_os("BUS_BENCH_SHORT").is_none() {
         runtime.block_on(measure(root.join("all")))?;
@@ -132,6 +137,35 @@ async fn wear(path: &Path, window_ms: u64) -> anyhow::Result<()> {
         bytes as f64 / SECONDS as f64 * 86_400.0 / 1e9,
         took[took.len() / 2],
         took[took.len() * 99 / 100]
+    );
+    bus.close().await;
+    Ok(())
+}
+
+/// 256 MiB that nobody reads, into less room: what the files took at most, and the slowest of the commits.
+async fn limits(what: &str, path: &Path, cap_mib: u64) -> anyhow::Result<()> {
+    const PIECE: usize = 4096;
+    let (bus, _) = Bus::open(&config::Store { cap_mib, ..store(path) })?;
+    let _reader = bus.reader("never")?;
+    let (mut most, mut slowest, mut refused) = (0, Duration::ZERO, 0);
+    for _ in 0..(256 << 20) / PIECE / 64 {
+        let (mut last, began) = (0, Instant::now());
+        for _ in 0..64 {
+            last = bus.append(Class::Live, &[7; PIECE]).await?;
+        }
+        refused += u64::from(bus.settled(Class::Live, last).await.is_err());
+        slowest = slowest.max(began.elapsed());
+        let mut bytes = 0;
+        for file in std::fs::read_dir(path.join("log"))? {
+            // One that went meanwhile takes nothing.
+            bytes += file?.metadata().map_or(0, |data| data.len());
+        }
+        most = most.max(bytes);
+    }
+    println!(
+        "{what}, 256 MiB unread: at most {:.1} MiB of files, {} numbers let go, slowest of 4096 commits {slowest:?}, {refused} refused",
+        most as f64 / (1 << 20) as f64,
+        bus.stat().dropped.values().sum::<u64>()
     );
     bus.close().await;
     Ok(())

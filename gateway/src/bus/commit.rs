@@ -284,15 +284,21 @@ impl Waiting {
 /// The thread that owns the log.
 #[derive(Debug)]
 pub(super) struct Writer {
-    pub log: Log,
-    pub buffer: Arc<Buffer>,
-    pub durable: watch::Sender<Durable>,
-    pub cursors: Arc<Cursors>,
+    log: Log,
+    buffer: Arc<Buffer>,
+    durable: watch::Sender<Durable>,
+    cursors: Arc<Cursors>,
+    /// Handed to the control class by the last commit, and not known to be on disk there.
+    telling: Vec<Loss>,
 }
 
 // === impl Writer ===
 
 impl Writer {
+    pub(super) fn new(log: Log, buffer: Arc<Buffer>, durable: watch::Sender<Durable>, cursors: Arc<Cursors>) -> Self {
+        Self { log, buffer, durable, cursors, telling: Vec::new() }
+    }
+
     /// Runs until the buffer is closed and empty.
     pub(super) fn run(mut self) {
         let mut spare = Vec::new();
@@ -301,7 +307,9 @@ impl Writer {
         loop {
             match self.buffer.take(committed, &mut spare) {
                 // What was let go of since the last commit is said before the end.
-                Turn::Stop if self.log.unsaid.is_empty() || !self.commit(&Default::default()) => return,
+                Turn::Stop if self.log.unsaid.is_empty() || !self.commit(&Default::default()) => {
+                    return self.log.trim();
+                }
                 Turn::Stop => {}
                 Turn::Errand(errand) => self.run_errand(errand),
                 Turn::Idle => {
@@ -383,6 +391,13 @@ impl Writer {
             );
             self.log.lose(Loss { class, first, last, reason });
         }
+        let told = std::mem::take(&mut self.telling);
+        match &results[index(Class::Control)] {
+            Some(Ok(_)) => self.cursors.tell(&told),
+            // They are said again once the disk takes them.
+            Some(Err(_)) => self.log.unsaid.extend(told),
+            None => self.telling = told,
+        }
         if good {
             self.say();
             self.cursors.mark(self.log.marks());
@@ -408,6 +423,7 @@ impl Writer {
     fn say(&mut self) {
         for loss in std::mem::take(&mut self.log.unsaid) {
             self.buffer.push_own(Class::Control, &gap_record(&loss));
+            self.telling.push(loss);
         }
     }
 

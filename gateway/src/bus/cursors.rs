@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use device_models::Class;
 
 use super::keyed::Keyed;
+use super::log::Loss;
 use super::passed::{BEYOND_MAX, Passed};
 use super::recover::Known;
 use super::{BusError, Lock, index};
@@ -33,6 +34,8 @@ struct State {
     /// Highest durable numbers: now, and as last noted.
     high: [u64; 4],
     noted: ([u64; 4], Option<Instant>),
+    /// By class the last number that went from the front of the log and is named in the control class.
+    told: [u64; 4],
 }
 
 #[derive(Debug, Default)]
@@ -49,7 +52,6 @@ struct Cursor {
 pub(super) fn known(keyed: &Keyed) -> Known {
     let epoch = keyed.get(BUS, b"epoch").ok().flatten().and_then(|v| Some(u64::from_le_bytes((*v).try_into().ok()?)));
     let Some(epoch) = epoch else { return Known::default() };
-    let marks = keyed.get(BUS, b"marks").ok().flatten().and_then(|v| decode(&v)).filter(|(of, _)| *of == epoch);
     let mut committed = [0; 4];
     for (_, value) in keyed.scan(TREE, b"").unwrap_or_default() {
         if let Some((of, passed)) = decode_cursor(&value) {
@@ -58,33 +60,60 @@ pub(super) fn known(keyed: &Keyed) -> Known {
             }
         }
     }
-    let high = keyed.get(BUS, b"high").ok().flatten().and_then(|v| decode(&v)).filter(|(of, _)| *of == epoch);
-    let numbers = |found: Option<(u64, [u64; 4])>| found.map_or([0; 4], |(_, numbers)| numbers);
-    Known { epoch: Some(epoch), marks: numbers(marks), high: numbers(high), committed }
+    Known { epoch: Some(epoch), marks: noted(keyed, b"marks", epoch), high: noted(keyed, b"high", epoch), committed }
+}
+
+/// Four numbers noted in this epoch; 0: none.
+fn noted(keyed: &Keyed, key: &[u8], epoch: u64) -> [u64; 4] {
+    let found = keyed.get(BUS, key).ok().flatten().and_then(|value| decode(&value));
+    found.filter(|(of, _)| *of == epoch).map_or([0; 4], |(_, numbers)| numbers)
 }
 
 // === impl Cursors ===
 
 impl Cursors {
-    /// Reads the cursors of this epoch. With `lossy` keyed state (restored from an export) cursors may be old: one that
-    /// points behind `oldest` then starts there, without calling what is no longer kept lost.
-    pub(super) fn open(keyed: Keyed, epoch: u64, oldest: [u64; 4], lossy: bool) -> Result<Self, BusError> {
+    /// Reads the cursors of this epoch.
+    pub(super) fn open(keyed: Keyed, epoch: u64) -> Result<Self, BusError> {
         let mut cursors = BTreeMap::new();
         for (name, value) in keyed.scan(TREE, b"")? {
-            let (Ok(name), Some((of, mut latest))) = (String::from_utf8(name), decode_cursor(&value)) else { continue };
+            let (Ok(name), Some((of, latest))) = (String::from_utf8(name), decode_cursor(&value)) else { continue };
             if of != epoch {
                 continue;
-            }
-            if lossy {
-                for (passed, oldest) in latest.iter_mut().zip(oldest) {
-                    passed.pass(1, oldest.saturating_sub(1));
-                }
             }
             let durable = through(&latest);
             cursors.insert(name, Cursor { latest, durable, ..Cursor::default() });
         }
+        let told = noted(&keyed, b"told", epoch);
         keyed.put(BUS, b"epoch", &epoch.to_le_bytes())?;
-        Ok(Self { keyed, epoch, state: Lock::new(State { cursors, ..State::default() }) })
+        Ok(Self { keyed, epoch, state: Lock::new(State { cursors, told, ..State::default() }) })
+    }
+
+    /// By class the first and last number below `oldest` that some reader has not passed and no gap record is known to
+    /// name: a kill came between the removal of a segment and its gap record, or the cursors are older than the log. With
+    /// `lossy` keyed state no cursor at all means that they are lost.
+    pub(super) fn untold(&self, oldest: [u64; 4], lossy: bool) -> [Option<(u64, u64)>; 4] {
+        let state = self.state.lock();
+        let Some(passed) = state.least().or(lossy.then_some([0; 4])) else { return [None; 4] };
+        std::array::from_fn(|at| {
+            let (first, last) = (passed[at].max(state.told[at]) + 1, oldest[at].saturating_sub(1));
+            (first <= last).then_some((first, last))
+        })
+    }
+
+    /// Notes what gap records name that are on disk: of each class only what follows on what was named or passed before.
+    pub(super) fn tell(&self, losses: &[Loss]) {
+        let mut state = self.state.lock();
+        let passed = state.least();
+        let mut told = state.told;
+        for loss in losses {
+            let at = index(loss.class);
+            if loss.first <= told[at].max(passed.map_or(0, |passed| passed[at])) + 1 {
+                told[at] = loss.last.max(told[at]);
+            }
+        }
+        if state.told != told && self.keyed.put(BUS, b"told", &encode(self.epoch, told)).is_ok() {
+            state.told = told;
+        }
     }
 
     /// The committed numbers of a reader; a new one is done with everything before `oldest`.
@@ -183,17 +212,20 @@ impl Cursors {
         self.save();
         let durable = self.keyed.through();
         let mut state = self.state.lock();
-        let mut passed = None;
         for cursor in state.cursors.values_mut() {
             if let Some((_, seqs)) = cursor.pending.take_if(|(write, _)| *write <= durable) {
                 cursor.durable = seqs;
             }
-            let least = passed.get_or_insert(cursor.durable);
-            for (least, seq) in least.iter_mut().zip(cursor.durable) {
-                *least = seq.min(*least);
-            }
         }
-        passed
+        state.least()
+    }
+}
+
+impl State {
+    /// By class the number every reader has durably passed; `None` without readers.
+    fn least(&self) -> Option<[u64; 4]> {
+        let all = self.cursors.values().map(|cursor| cursor.durable);
+        all.reduce(|least, seqs| std::array::from_fn(|at| least[at].min(seqs[at])))
     }
 }
 

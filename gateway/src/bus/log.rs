@@ -27,6 +27,11 @@ const EVICTIONS_MAX: usize = 8;
 const GONE_MAX: usize = 16;
 /// Losses that wait to be told to the control class: the disk has refused writes all the while.
 const UNSAID_MAX: usize = 1024;
+/// A batch of at most so many bytes has zeros written behind it, so far ahead: what comes then changes no file's length,
+/// and a commit is a block or two of data without the four or five of the file system's journal.
+const SMALL: usize = 8 * 1024;
+static AHEAD: [u8; 128 * 1024] = [0; 128 * 1024];
+
 /// Limits, from the configuration.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
@@ -89,6 +94,8 @@ pub(super) struct Log {
     pub epoch: u64,
     pub limits: Limits,
     pub active: [Option<Box<dyn DiskFile>>; 4],
+    /// By class: length of the active segment's file; behind its last record are zeros.
+    pub lengths: [u64; 4],
     /// By class: labels of the templates in the active segment. One of a batch that is not in there goes in front of it, so
     /// that no segment needs another.
     pub templates: [BTreeSet<u64>; 4],
@@ -252,11 +259,15 @@ impl Log {
             file.write_at(offset, &lead)?;
         }
         file.write_at(offset + lead.len() as u64, bytes)?;
+        let end = offset + (lead.len() + bytes.len()) as u64;
+        let length = self.lengths[index(class)];
+        let length = if end <= length { length } else { ahead(&**file, end, bytes.len(), self.limits.segment) };
         file.sync()?;
+        self.lengths[index(class)] = length;
         self.templates[index(class)].extend(templates.keys());
         let mut table = self.files.table.lock();
         if let Some(segment) = table.class_mut(class).back_mut() {
-            segment.len = offset + (lead.len() + bytes.len()) as u64;
+            segment.len = end;
             segment.last = last;
         }
         let now = table.ages.now();
@@ -292,6 +303,7 @@ impl Log {
             }
         };
         self.active[index(class)] = Some(file);
+        self.lengths[index(class)] = HEADER as u64;
         self.templates[index(class)].clear();
         let segment = Segment { name, len: HEADER as u64, last: first - 1, sealed: false };
         let mut table = self.files.table.lock();
@@ -318,6 +330,19 @@ impl Log {
         }
     }
 
+    /// Cuts the zeros off: the log is at its end.
+    pub(super) fn trim(&mut self) {
+        for class in Class::ALL {
+            let len = self.files.table.lock().class(class).back().map(|segment| segment.len);
+            if let (Some(file), Some(len)) = (&self.active[index(class)], len)
+                && len < self.lengths[index(class)]
+                && let Err(error) = file.set_len(len).and_then(|()| file.sync())
+            {
+                debug!(%error, class = class.topic(), "zeros stay behind a segment's last record");
+            }
+        }
+    }
+
     /// Looks at the disk's free space, and notes it.
     pub(super) fn free(&self) -> Option<u64> {
         let free = self.files.disk.free(&self.files.folder).ok()?;
@@ -329,6 +354,13 @@ impl Log {
     pub(super) fn unread(&self, loss: Loss) -> Option<Loss> {
         let first = loss.first.max(self.passed[index(loss.class)] + 1);
         (first <= loss.last).then_some(Loss { first, ..loss })
+    }
+
+    /// Names numbers below the oldest that a start cannot tell to have been named before. `restored`: the cursors are of a
+    /// rescue copy, so that some may have been delivered.
+    pub(super) fn tell_again(&mut self, class: Class, first: u64, last: u64, reason: &'static str) {
+        self.files.table.lock().let_go(class, last, reason);
+        self.say(Loss { class, first, last, reason });
     }
 
     /// Notes a loss for the control class.
@@ -343,6 +375,16 @@ impl Log {
             None if room => self.unsaid.push(loss),
             None => warn!(?loss, "too many losses wait to be told; this one is named in its own class only"),
         }
+    }
+}
+
+/// Writes zeros behind the file's end if the batch there was a small one. Returns the file's length; a disk that has no
+/// room for zeros costs nothing but their use.
+fn ahead(file: &dyn DiskFile, end: u64, batch: usize, segment: u64) -> u64 {
+    let room = usize::try_from(segment.saturating_sub(end)).unwrap_or(0).min(AHEAD.len());
+    match AHEAD.get(..room) {
+        Some(zeros) if batch <= SMALL && file.write_at(end, zeros).is_ok() => end + room as u64,
+        _ => end,
     }
 }
 

@@ -19,7 +19,9 @@
 //!    has its header and its folder entry on disk before its first record can count.
 //! 4. Every number is decided: on disk, or failed. A reader gets every number exactly once, in order, as a record or
 //!    inside a gap.
-//! 5. A start always goes on. Damage is stepped over, set aside, and told as [`Finding`].
+//! 5. What went unread is named in the control class, also when a kill came between: which numbers are named on disk is
+//!    noted in the keyed state, and a start names again what lies between cursors and log (twice rather than never).
+//! 6. A start always goes on. Damage is stepped over, set aside, and told as [`Finding`].
 //!
 //! # Segment files, byte by byte
 //!
@@ -50,6 +52,9 @@
 //!
 //! A template stands in a segment before the first record that leans on it: no segment needs another one. What records and
 //! templates say is `device_models::wire`'s affair.
+//!
+//! Behind the last frame of a file that is appended to may be zeros, up to 128 KiB: they are written ahead of small batches,
+//! so that these change no file's length. A clean stop and a full segment cut them off.
 //!
 //! `log/epoch`: `SGEPOCH1`, epoch (8), CRC of both (4).
 //!
@@ -247,15 +252,22 @@ impl Bus {
         let known =
             if lossy { recover::Known { marks: [0; 4], ..cursors::known(&keyed) } } else { cursors::known(&keyed) };
         let found = recover::open(Arc::clone(&disk), &config.path.join("log"), limits, known, entropy, findings)?;
-        let log = found.log;
+        let mut log = found.log;
         let epoch = log.epoch;
         let files = Arc::clone(&log.files);
         let (oldest, through) = edges(&files);
-        let cursors = Arc::new(Cursors::open(keyed.clone(), epoch, oldest, lossy || found.new_epoch)?);
+        let cursors = Arc::new(Cursors::open(keyed.clone(), epoch)?);
+        if !found.new_epoch {
+            for (class, span) in Class::ALL.into_iter().zip(cursors.untold(oldest, lossy)) {
+                if let Some((first, last)) = span {
+                    log.tell_again(class, first, last, if lossy { "restored" } else { "cap" });
+                }
+            }
+        }
         let window = Window { time: Duration::from_millis(config.commit_ms), bytes: config.commit_kib as usize * 1024 };
         let buffer = Arc::new(Buffer::new(epoch, found.next, limits.segment, window));
         let (sender, durable) = watch::channel(Durable::from_disk(through));
-        let writer = Writer { log, buffer: Arc::clone(&buffer), durable: sender, cursors: Arc::clone(&cursors) };
+        let writer = Writer::new(log, Arc::clone(&buffer), sender, Arc::clone(&cursors));
         threads::thread("bus-log", move || {
             writer.run();
             drop(lock);

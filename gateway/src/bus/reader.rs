@@ -23,7 +23,7 @@ pub enum Entry {
         bytes: Bytes,
     },
     /// The numbers `first..=last` will never come. Reasons: `cap`, `ttl`, `free-space`, `disk-full`, `disk-error`, `torn` (cut off
-    /// by a power cut, hence never acknowledged), `corrupt`.
+    /// by a power cut, hence never acknowledged), `corrupt`, `restored` (the cursor is of an older copy).
     Gap { first: u64, last: u64, reason: String },
 }
 

@@ -68,6 +68,7 @@ struct Recovery<'a> {
     epoch: u64,
     table: Table,
     active: [Option<Box<dyn DiskFile>>; 4],
+    lengths: [u64; 4],
     next: [u64; 4],
     losses: Vec<Loss>,
     findings: &'a mut Vec<Finding>,
@@ -108,6 +109,7 @@ pub(super) fn open(
         epoch,
         table: Table::new(),
         active: Default::default(),
+        lengths: [0; 4],
         next: [1; 4],
         losses: Vec::new(),
         findings,
@@ -226,10 +228,12 @@ impl Recovery<'_> {
         if seen.damaged > 0 {
             self.find(FindingKind::DamagedRecords, format!("{}: {} records are damaged", path.display(), seen.damaged));
         }
-        let torn = bytes.len().saturating_sub(seen.end);
+        // Zeros were written ahead of the records.
+        let torn = segment::without_zeros(bytes.get(seen.end..).unwrap_or_default());
         let mut next = seen.last + 1;
         if torn > 0 {
-            let count = torn_records(&bytes, seen.end, next);
+            let written = bytes.get(..seen.end + torn).unwrap_or_default();
+            let count = torn_records(written, seen.end, next);
             self.lost(class, next, next + count - 1, "torn");
             self.find(
                 FindingKind::TornTail,
@@ -252,6 +256,7 @@ impl Recovery<'_> {
         }
         segments.push_back(Segment { name, len: seen.end as u64, last: seen.last, sealed });
         if !sealed {
+            self.lengths[index(class)] = if torn > 0 { seen.end } else { bytes.len() } as u64;
             self.active[index(class)] = Some(file);
         }
         Ok(next)
@@ -290,6 +295,7 @@ impl Recovery<'_> {
             epoch: self.epoch,
             limits: self.limits,
             active: self.active,
+            lengths: self.lengths,
             templates: Default::default(),
             unmarked: Default::default(),
             unsaid: Vec::new(),

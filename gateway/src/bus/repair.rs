@@ -183,6 +183,7 @@ fn examine(name: &Name, bytes: &[u8], next: Option<u64>) -> Examined {
         }
     }
     let tail = bytes.get(at..).unwrap_or_default();
+    let tail = tail.get(..segment::without_zeros(tail)).unwrap_or_default();
     match next {
         Some(next) => {
             whole.changed |= !tail.is_empty();

@@ -227,6 +227,11 @@ pub(super) fn resync(seed: u32, bytes: &[u8], within: Range<usize>, seqs: &Range
     })
 }
 
+/// How many of the bytes behind a file's last good frame are more than zeros written ahead of the records to come.
+pub(super) fn without_zeros(tail: &[u8]) -> usize {
+    tail.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
+}
+
 /// How many records so many bytes can hold at most.
 pub(super) fn records_max(bytes: u64) -> u64 {
     bytes.div_ceil(FRAME as u64)

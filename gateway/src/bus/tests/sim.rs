@@ -16,9 +16,9 @@ use crate::config;
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Leave {
     Nothing,
-    /// So many bytes of each file, and every folder entry.
+    /// So many bytes of each file from the first that was written, and every folder entry.
     Bytes(usize),
-    /// The file's length, but zeros for bytes.
+    /// The file's length, but zeros for bytes that are new, and old ones for those written over.
     Zeros,
     /// Everything: a killed process, not a power cut.
     All,
@@ -68,12 +68,17 @@ impl SimDisk {
             .iter()
             .map(|(path, content)| {
                 let content = content.lock().unwrap();
-                let (kept, new) = (content.durable.len().min(content.now.len()), content.now.len());
+                let Content { now, durable } = &*content;
+                let (kept, new) = (durable.len().min(now.len()), now.len());
+                let first = now.iter().zip(durable).position(|(new, old)| new != old).unwrap_or(kept);
                 let after = match leave {
-                    Leave::Nothing => content.durable.clone(),
-                    Leave::Bytes(n) => content.now[..(kept + n).min(new)].to_vec(),
-                    Leave::Zeros => [&content.now[..kept], &vec![0; new - kept][..]].concat(),
-                    Leave::All => content.now.clone(),
+                    Leave::Nothing => durable.clone(),
+                    Leave::Bytes(n) => {
+                        let end = (first + n).min(new);
+                        [&now[..end], durable.get(end..kept).unwrap_or_default()].concat()
+                    }
+                    Leave::Zeros => [&durable[..kept], &vec![0; new - kept][..]].concat(),
+                    Leave::All => now.clone(),
                 };
                 (path.clone(), Arc::new(Mutex::new(Content { now: after.clone(), durable: after })))
             })
