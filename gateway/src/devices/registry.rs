@@ -430,3 +430,51 @@ impl Devices {
         PER_ROUTE_MAX
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::Bus;
+    use crate::config;
+
+    fn adapter(name: &str) -> AdapterInfo {
+        let (name, product) = (name.into(), Some("generic".to_owned()));
+        AdapterInfo { name, product, auto_register: true, allow_anonymous: true, commit: None }
+    }
+
+    fn open(folder: &std::path::Path) -> (Devices, Bus) {
+        let store = config::Store { path: folder.to_owned(), commit_ms: 0, ..config::Store::default() };
+        let (bus, _) = Bus::open(&store).unwrap();
+        let (id, product, name) = ("declared".to_owned(), "generic".to_owned(), "declared".to_owned());
+        let declared = vec![Declared { id, product, name, adapter: Some("here".into()) }];
+        (Devices::open(Arc::new(Models::shipped().unwrap()), declared, bus.clone()).unwrap(), bus)
+    }
+
+    #[tokio::test]
+    async fn room_is_made_by_those_that_have_been_offline_longest() {
+        let folder = tempfile::tempdir().unwrap();
+        let (devices, bus) = open(folder.path());
+        let here = adapter("here");
+        for (name, since_us) in [("d1", 30), ("d2", 10), ("d3", 20), ("d4", 40), ("d5", 5)] {
+            let thing = devices.resolve(&here, name, None).unwrap();
+            assert!(thing.set_online(true, 0) && thing.set_online(false, since_us));
+        }
+        devices.resolve(&adapter("there"), "other", None).unwrap();
+        devices.by_id("d5").unwrap().set_online(true, 50);
+        let names = |things: Vec<Arc<Thing>>| things.iter().map(|thing| thing.id.to_string()).collect::<Vec<_>>();
+        assert_eq!(names(devices.make_room("here", 6)), [""; 0], "one more fits");
+        assert_eq!(names(devices.make_room("here", 4)), ["d2", "d3"]);
+        assert_eq!(names(devices.make_room("here", 1)), ["d1", "d4"], "who is online stays");
+        assert_eq!(names(devices.make_room("here", 0)), [""; 0]);
+        let known = |devices: &Devices| {
+            ["d1", "d2", "d3", "d4", "d5", "other", "declared"].map(|id| devices.by_id(id).is_some())
+        };
+        assert_eq!(known(&devices), [false, false, false, false, true, true, true]);
+        assert!(devices.find(&here, "d2").is_none());
+        bus.close().await;
+        drop((devices, bus));
+        let (devices, bus) = open(folder.path());
+        assert_eq!(known(&devices), [false, false, false, false, true, true, true], "nor do they come back");
+        bus.close().await;
+    }
+}

@@ -68,3 +68,90 @@ impl Introductions {
         self.waiting.pop_front()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, PoisonError};
+
+    use device_models::wire::Catalog;
+    use device_models::{Models, Order, Outcome};
+
+    use super::super::things::Later;
+    use super::*;
+
+    /// A list of things that a test changes: its number, and ids with their models.
+    #[derive(Default)]
+    struct List(Mutex<(u32, Vec<(&'static str, &'static str)>)>);
+
+    impl List {
+        fn set(&self, things: &[(&'static str, &'static str)]) {
+            let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            *list = (list.0 + 1, things.to_vec());
+        }
+    }
+
+    impl Things for List {
+        fn rev(&self) -> u32 {
+            self.0.lock().unwrap().0
+        }
+
+        fn catalog(&self) -> Catalog {
+            Catalog::new(self.rev())
+        }
+
+        fn known(&self) -> Vec<Known> {
+            let models = Models::shipped().unwrap();
+            let known = |(id, model): &(&str, &str)| Known {
+                id: (*id).into(),
+                model: Arc::clone(models.get(model).unwrap()),
+                online: true,
+                latest: Default::default(),
+            };
+            self.0.lock().unwrap().1.iter().map(known).collect()
+        }
+
+        fn find(&self, id: &str) -> Option<Known> {
+            self.known().into_iter().find(|thing| &*thing.id == id)
+        }
+
+        fn model(&self, _: &str) -> Arc<str> {
+            "".into()
+        }
+
+        fn order<'a>(&'a self, _: &'a str, _: &'a str, _: Order, _: Duration) -> Later<'a, Outcome> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    fn taken(introductions: &mut Introductions) -> Vec<String> {
+        std::iter::from_fn(|| introductions.next()).map(|thing| thing.id.to_string()).collect()
+    }
+
+    #[test]
+    fn each_thing_is_introduced_once_a_connection_and_again_with_another_model() {
+        let (list, start, mut new) = (List::default(), Instant::now(), Introductions::default());
+        let later = |looks: u32| start + LOOK_PAUSE * looks;
+        list.set(&[("a", "generic"), ("b", "generic")]);
+        assert!(new.begin() && !new.begin());
+        new.look(&list, start);
+        assert_eq!(taken(&mut new), ["a", "b"]);
+        // Too soon after the last look; then it is due, and only what is new comes.
+        list.set(&[("a", "generic"), ("b", "energy-meter"), ("c", "generic")]);
+        new.look(&list, start + LOOK_PAUSE / 2);
+        assert_eq!(taken(&mut new), [""; 0]);
+        assert_eq!(new.due(&list), Some(later(1)));
+        new.look(&list, later(1));
+        assert_eq!((taken(&mut new), new.due(&list)), (vec!["b".to_owned(), "c".to_owned()], None));
+        // One that goes while it waits is not introduced; one that comes back is.
+        list.set(&[("b", "energy-meter"), ("d", "generic")]);
+        new.look(&list, later(2));
+        list.set(&[("a", "generic"), ("b", "energy-meter")]);
+        new.look(&list, later(3));
+        assert_eq!(taken(&mut new), ["a"]);
+        assert_eq!(new.known.len(), 2, "what is gone is forgotten");
+        new.reset();
+        assert!(new.begin());
+        new.look(&list, later(3));
+        assert_eq!(taken(&mut new), ["a", "b"]);
+    }
+}
