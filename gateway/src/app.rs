@@ -12,6 +12,7 @@ use crate::broker::{Broker, WillReport};
 use crate::bus::{Bus, FindingKind};
 use crate::cameras;
 use crate::config::{self, plan::Plan};
+use crate::corrections::Corrections;
 use crate::credentials::Gatekeeper;
 use crate::devices::Devices;
 use crate::edge::Edge;
@@ -78,7 +79,8 @@ impl App {
         let restored = findings.iter().any(|finding| finding.kind == FindingKind::KeyedRestored);
         let shadows = Shadows::start(&plan.config.shadow, &devices, bus.keyed(), restored, &metrics, &tasks)?;
         let edge = Edge::new(&plan.models, plan.scopes);
-        let intake = Intake::new(devices.clone(), bus.clone(), metrics.clone(), edge);
+        let corrections = Corrections::open(&bus);
+        let intake = Intake::new(devices.clone(), bus.clone(), metrics.clone(), edge, corrections.clone());
         tasks.spawn("rules", say_what_waits(intake.clone(), tasks.clone()));
         tasks.spawn("presence", say_presence_again(intake.clone(), tasks.clone()));
         let gatekeeper = Arc::new(Gatekeeper::new(plan.credentials, tasks.clone()));
@@ -114,7 +116,7 @@ impl App {
             bound.push((name, address));
             views.push(AdapterView { address, ..view });
         }
-        let upstreams = start_upstreams(&plan.config, &plan.gateway_id, &services, &shadows)?;
+        let upstreams = start_upstreams(&plan.config, &plan.gateway_id, &services, &shadows, corrections)?;
         let store_bytes_max = plan.config.store.cap_mib * 1024 * 1024;
         let webrtc = Webrtc::start(&plan.config.webrtc, &services).await?;
         let ups = upstreams.clone();
@@ -153,6 +155,7 @@ fn start_upstreams(
     gateway: &str,
     services: &Services,
     shadows: &Shadows,
+    corrections: Corrections,
 ) -> anyhow::Result<Vec<Upstream>> {
     let configs = &config.upstreams;
     upstream::forget_removed(&services.bus, configs)?;
@@ -160,6 +163,7 @@ fn start_upstreams(
         quarantine: config.store.path.join("refused"),
         gateway: Arc::from(gateway),
         bus: services.bus.clone(),
+        corrections,
         things: Arc::new(shadows.clone()),
         tasks: services.tasks.clone(),
         metrics: services.metrics.clone(),

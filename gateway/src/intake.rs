@@ -11,6 +11,7 @@ use tracing::{debug, info, warn};
 
 use crate::bus::Bus;
 use crate::clock;
+use crate::corrections::Corrections;
 use crate::devices::{Devices, Route, RouteId, Sign, Thing};
 use crate::edge::{Edge, Passed};
 use crate::metrics::{Figure, Metrics};
@@ -46,6 +47,7 @@ pub struct Intake {
     bus: Bus,
     metrics: Metrics,
     edge: Edge,
+    corrections: Corrections,
     recorder: Arc<Mutex<wire::Recorder>>,
     presence: Arc<Presence>,
     live: broadcast::Sender<Arc<Message>>,
@@ -53,12 +55,13 @@ pub struct Intake {
 }
 
 impl Intake {
-    pub fn new(devices: Devices, bus: Bus, metrics: Metrics, edge: Edge) -> Self {
+    pub fn new(devices: Devices, bus: Bus, metrics: Metrics, edge: Edge, corrections: Corrections) -> Self {
         Self {
             devices,
             bus,
             metrics,
             edge,
+            corrections,
             recorder: Arc::default(),
             presence: Arc::default(),
             live: broadcast::Sender::new(LIVE_BACKLOG),
@@ -108,6 +111,7 @@ impl Intake {
             return Err(Refusal::Forbidden(format!("`{}` may not speak for `{}`", by.name, report.device)));
         }
         let thing = self.devices.resolve(adapter, &report.device, report.product.as_deref())?;
+        self.corrections.look().await;
         let now = clock::now_us();
         self.metrics.received(&adapter.name);
         if let Word::Presence { online, .. } = &report.word {

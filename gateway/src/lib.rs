@@ -13,6 +13,7 @@ pub mod cameras;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod corrections;
 pub mod credentials;
 pub mod demo;
 pub mod devices;

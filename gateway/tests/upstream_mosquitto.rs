@@ -13,6 +13,7 @@ use std::time::Duration;
 use device_models::wire::{Catalog, PropertyName, encode_message};
 use device_models::{Body, Class, Failure, Level, Message, Order, Outcome, Quality, Sample, Value};
 use gateway::bus::Bus;
+use gateway::corrections::Corrections;
 use gateway::metrics::Metrics;
 use gateway::receive::{self, Consumer, Content, Delivered};
 use gateway::threads::Tasks;
@@ -175,6 +176,7 @@ impl Site {
         let parts = Parts {
             gateway: "box-1".into(),
             bus: bus.clone(),
+            corrections: Corrections::open(&bus),
             things: Arc::clone(&meter) as Arc<dyn Things>,
             tasks: tasks.clone(),
             metrics: Metrics::new(),

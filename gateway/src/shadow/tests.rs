@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::bus::Bus;
 use crate::clock;
+use crate::corrections::Corrections;
 use crate::devices::{Declared, Route, RouteId};
 use crate::edge::Edge;
 use crate::intake::{AdapterInfo, Intake};
@@ -42,7 +43,8 @@ fn open(folder: &Path, config: config::Shadow, restored: bool) -> Box_ {
     let devices = Devices::open(Arc::clone(&models), ["r1", "r2"].map(declare).into(), bus.clone()).unwrap();
     let (metrics, tasks) = (Metrics::new(), Tasks::new());
     let shadows = Shadows::start(&config, &devices, bus.keyed(), restored, &metrics, &tasks).unwrap();
-    let intake = Intake::new(devices, bus.clone(), metrics.clone(), Edge::new(&models, Vec::new()));
+    let (edge, corrections) = (Edge::new(&models, Vec::new()), Corrections::open(&bus));
+    let intake = Intake::new(devices, bus.clone(), metrics.clone(), edge, corrections);
     Box_ { bus, intake, shadows, metrics, tasks }
 }
 

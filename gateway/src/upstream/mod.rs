@@ -59,6 +59,7 @@ use tracing::warn;
 
 use crate::bus::{Bus, BusError};
 use crate::config;
+use crate::corrections::Corrections;
 use crate::metrics::Metrics;
 use crate::threads::Tasks;
 use crate::tls::{TlsError, Trust};
@@ -74,6 +75,7 @@ pub struct Parts {
     /// The gateway's id: letters, digits, `-`, `_`.
     pub gateway: Arc<str>,
     pub bus: Bus,
+    pub corrections: Corrections,
     pub things: Arc<dyn Things>,
     pub tasks: Tasks,
     pub metrics: Metrics,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use device_models::Class;
-use device_models::wire::Catalog;
+use device_models::wire::{Catalog, Clock};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
@@ -55,6 +55,7 @@ impl Sender {
                 self.status.send_modify(|status| status.error = Some(error.to_string()));
                 return Ok(());
             }
+            self.corrections.look().await;
             let now = Now { instant: Instant::now(), us: clock::now_us(), connected_us: self.connected_us };
             self.split_what_is_late(now);
             let Some((lane, cut)) = self.cut(now, link.unconfirmed()) else { return Ok(()) };
@@ -132,6 +133,7 @@ impl Sender {
             self.settle(lane);
             return Ok(());
         }
+        let clock = self.corrected(lane.class, &mut cut);
         self.adopt_catalog(now);
         let after = self.around(&cut, now);
         let mut first = span.0;
@@ -143,7 +145,7 @@ impl Sender {
                 class: lane.class,
                 hist: cut.hist,
                 now_us: now.us,
-                clock: self.clock,
+                clock,
                 compression: self.config.compression.into(),
                 messages: &cut.messages,
                 holes: &cut.holes,
@@ -190,6 +192,16 @@ impl Sender {
         // What became no publish at all is done as soon as everything before it is.
         self.settle(lane);
         Ok(())
+    }
+
+    /// Puts the times right that were taken before the clock was set. How far they can all be trusted: one that stays
+    /// wrong makes the batch one of unknown times.
+    fn corrected(&self, class: Class, cut: &mut Cut) -> Clock {
+        let mut right = true;
+        for (seq, message) in &mut cut.messages {
+            right &= self.corrections.correct(class, *seq, message);
+        }
+        if right { clock::quality() } else { Clock::Unknown }
     }
 
     /// Lets the dialect say what has to go before a cut, and hands back what has to go after it.

@@ -9,12 +9,12 @@ mod receipts;
 mod refused;
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use device_models::Class;
-use device_models::wire::{Catalog, Clock};
+use device_models::wire::Catalog;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
@@ -36,6 +36,7 @@ use super::window::{BatchId, Window};
 use receipts::Receipts;
 
 use crate::bus::{Keyed, Reader, Road};
+use crate::corrections::Corrections;
 use crate::metrics::Metrics;
 use crate::threads::Tasks;
 use crate::tls::Trust;
@@ -119,7 +120,7 @@ pub(super) struct Sender {
     /// Distinguishes commands that bring no id: the time, but never the same twice.
     stamp: i64,
     connected_us: i64,
-    clock: Clock,
+    corrections: Corrections,
     packet_max: usize,
     /// When the broker last confirmed something, or was given something while it owed nothing.
     progress: Instant,
@@ -160,7 +161,7 @@ impl Sender {
             ..Status::default()
         };
         let (status, watch) = watch::channel(status);
-        let Parts { gateway, bus, things, tasks, metrics, quarantine } = parts.clone();
+        let Parts { gateway, bus, corrections, things, tasks, metrics, quarantine } = parts.clone();
         let filter = Arc::new(Filter::new(&config.filter));
         let skip_pause = if spoken.accounts() { SKIP_PAUSE } else { Duration::ZERO };
         let live_first = config.order == config::Order::LiveFirst && spoken.tells_time();
@@ -200,7 +201,7 @@ impl Sender {
             waiting: None,
             stamp: 0,
             connected_us: 0,
-            clock: Clock::Unknown,
+            corrections,
             packet_max: usize::MAX,
             progress: now,
             store_rest: None,
@@ -340,7 +341,6 @@ impl Sender {
         // What came since the connection was asked for waited too.
         self.back();
         self.packet_max = packet_max.unwrap_or(usize::MAX);
-        self.clock = clock_quality();
         for filter in self.dialect.filters(self.scope()) {
             link.subscribe(&filter)?;
         }
@@ -545,9 +545,4 @@ fn queues(filter: &Arc<Filter>, skip_pause: Duration, now: Instant) -> [Queue; L
 fn jitter(pause: Duration) -> Duration {
     let random = getrandom::u32().unwrap_or_default();
     (pause + pause.mul_f64(f64::from(random) / f64::from(u32::MAX) / 2.0)).min(PAUSE_MAX)
-}
-
-/// Whether the system's clock was set by the network. systemd-timesyncd leaves this mark when it was.
-fn clock_quality() -> Clock {
-    if Path::new("/run/systemd/timesync/synchronized").exists() { Clock::Synchronized } else { Clock::Unknown }
 }
