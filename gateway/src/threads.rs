@@ -9,7 +9,7 @@ use std::io;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFuture, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, warn};
 
@@ -50,8 +50,13 @@ impl Tasks {
     }
 
     /// Resolves when the process is asked to stop.
-    pub async fn stopping(&self) {
-        self.stop.cancelled().await;
+    pub fn stopping(&self) -> WaitForCancellationFuture<'_> {
+        self.stop.cancelled()
+    }
+
+    /// The same for one who keeps it: a connection, which has no room for a reference to this beside it.
+    pub fn stopped(&self) -> WaitForCancellationFutureOwned {
+        self.stop.clone().cancelled_owned()
     }
 
     pub fn is_stopping(&self) -> bool {

@@ -243,7 +243,7 @@ impl Core {
         if let Some(reason) = session.kicked {
             return Next::Event(Event::Kicked { reason });
         }
-        if let Some(inflight) = session.inflight.get(session.resend) {
+        if let Some(inflight) = session.inflight.get(session.resend as usize) {
             session.resend += 1;
             let event = if inflight.released {
                 Event::Release { delivery: inflight.packet_id, known: true }
@@ -288,10 +288,13 @@ impl Core {
     fn walk(&mut self, slot: Slot, now: Instant) -> Next {
         let queue_bytes = self.limits.queue_bytes;
         let Some(session) = self.session(slot) else { return Next::Nothing };
-        if !session.queue.is_empty() || session.inflight.len() >= session.window || session.bytes > queue_bytes / 2 {
+        if !session.queue.is_empty()
+            || session.inflight.len() >= usize::from(session.window)
+            || session.bytes > queue_bytes / 2
+        {
             return Next::Nothing;
         }
-        let Some(mut walk) = session.walks.pop_front() else { return Next::Nothing };
+        let Some(mut walk) = session.walks.pop() else { return Next::Nothing };
         let subscriber = walk.subscriber;
         match self.retained.step(&mut walk, now) {
             Step::Done => Next::Again,
@@ -313,7 +316,7 @@ impl Core {
 
     fn walk_on(&mut self, slot: Slot, walk: super::retained::Walk) {
         if let Some(session) = self.session(slot) {
-            session.walks.push_front(walk);
+            session.walks.push(walk);
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc};
 use super::keep::{Keep, Waiting};
 use super::retained::{self, Retained, Walk, size};
 use super::rumqttd::{Fanout, Flight};
-use super::sessions::{Queued, Session};
+use super::sessions::{Away, Queued, Session};
 use super::topics::{Slot, Subscriber, Topics};
 use super::{Limits, Stat, WillReport};
 use crate::intake::AdapterInfo;
@@ -380,7 +380,7 @@ impl Core {
         // A walk under way for the same filter is replaced, so that subscribing again and again costs nothing.
         session.walks.retain(|walk| walk.filter != filter);
         if wanted && !subscriber.shared {
-            session.walks.push_back(Walk::new(Arc::clone(&filter), subscriber));
+            session.walks.insert(0, Walk::new(Arc::clone(&filter), subscriber));
             session.wake();
         }
         let qos = subscription.qos;
@@ -478,14 +478,14 @@ impl Core {
         session.walks.retain(|walk| walk.subscriber.qos > Qos::AtMostOnce);
         let kept = session.is_kept();
         let expiry = session.expiry;
-        let mut due = None;
+        let (mut ends, mut due) = (None, None);
         if kept {
-            session.ends = now.checked_add(expiry);
+            ends = now.checked_add(expiry);
             if let Some(will) = will.as_ref().filter(|will| !will.delay.is_zero()) {
                 due = now.checked_add(will.delay.min(expiry));
             }
         }
-        session.will_due = due;
+        session.away = kept.then(|| Box::new(Away { ends, will_due: due }));
         let (by, adapter) = (session.by.clone(), session.adapter.clone());
         if due.is_some() {
             session.will = will;
@@ -532,12 +532,13 @@ impl Core {
             if session.is_connected() {
                 continue;
             }
-            match session.will_due {
+            let Some(away) = &session.away else { continue };
+            match away.will_due {
                 Some(due) if due <= now => wills.push(slot),
                 Some(due) => next = Some(next.map_or(due, |next| next.min(due))),
                 None => {}
             }
-            match session.ends {
+            match away.ends {
                 Some(ends) if ends <= now => over.push(slot),
                 Some(ends) => next = Some(next.map_or(ends, |next| next.min(ends))),
                 None => {}
@@ -545,7 +546,9 @@ impl Core {
         }
         for slot in wills {
             let Some(session) = self.session(slot) else { continue };
-            session.will_due = None;
+            if let Some(away) = &mut session.away {
+                away.will_due = None;
+            }
             let (by, adapter) = (session.by.clone(), session.adapter.clone());
             if let Some(will) = session.will.take() {
                 self.publish_will(&by, adapter.as_ref(), &will, now);

@@ -44,7 +44,7 @@ pub use attachment::Attachment;
 use core::{Core, NotRouted, Routing};
 use keep::Keep;
 pub use keep::Kept;
-use sessions::{Inflight, Queued, Session};
+use sessions::{Away, Inflight, Queued, Session};
 use topics::Slot;
 
 /// How long a publisher waits for a subscriber without room, and a new connection for the one it takes over from.
@@ -367,10 +367,9 @@ impl Core {
         session.connection = connection;
         session.kicked = None;
         session.expiry = expiry;
-        session.window = usize::from(entry.window.max(1));
+        session.window = entry.window.max(1);
         session.will = entry.will.map(Box::new);
-        session.will_due = None;
-        session.ends = None;
+        session.away = None;
         session.resend = 0;
         let attached = Attached { session_present, expiry, unreleased: session.unreleased.iter().copied().collect() };
         self.stat.connected += 1;
@@ -435,7 +434,7 @@ fn restore(core: &mut Core, sessions: bool, now: Instant) -> Result<(), BusError
         let by = Identity { name: Arc::clone(&found.user), reach: protocols::Reach::Only(Arc::from([])) };
         let mut session = Session::new(Arc::clone(&found.client), by);
         session.expiry = core.granted(found.expiry);
-        session.ends = now.checked_add(session.expiry);
+        session.away = Some(Box::new(Away { ends: now.checked_add(session.expiry), will_due: None }));
         session.unreleased = found.unreleased.into_iter().collect();
         let mut bytes = 0;
         for message in found.queue {

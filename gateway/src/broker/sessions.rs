@@ -44,28 +44,36 @@ pub(super) struct Session {
     pub kicked: Option<KickReason>,
     pub expiry: Duration,
     /// Deliveries that may be in flight.
-    pub window: usize,
+    pub window: u16,
     pub will: Option<Box<Will>>,
     pub subscriptions: BTreeMap<Arc<str>, Subscription>,
     pub queue: VecDeque<Queued>,
     pub inflight: VecDeque<Inflight>,
     /// Entries of `inflight` that this connection still has to see again.
-    pub resend: usize,
-    pub walks: VecDeque<Walk>,
+    pub resend: u32,
+    /// Looks through what is retained, the next one last.
+    pub walks: Vec<Walk>,
     pub unreleased: BTreeSet<u16>,
     /// Bytes of everything in `queue` and `inflight`.
     pub bytes: usize,
     /// QoS 0 messages in `queue`.
-    pub loose: usize,
+    pub loose: u32,
     /// It takes so little that nobody waits for it any more.
     pub stuck: bool,
     pub next_number: u64,
     next_packet_id: u16,
     /// Of the connection's task, while it waits for something to do.
     waker: Option<Waker>,
-    /// When a kept session without a connection ends.
+    /// Of a kept session without a connection.
+    pub away: Option<Box<Away>>,
+}
+
+/// What time brings to a session whose client is away.
+#[derive(Debug)]
+pub(super) struct Away {
+    /// When it ends.
     pub ends: Option<Instant>,
-    /// When the will of a lost connection is published.
+    /// When the will of the lost connection is published.
     pub will_due: Option<Instant>,
 }
 
@@ -86,7 +94,7 @@ impl Session {
             queue: VecDeque::new(),
             inflight: VecDeque::new(),
             resend: 0,
-            walks: VecDeque::new(),
+            walks: Vec::new(),
             unreleased: BTreeSet::new(),
             bytes: 0,
             loose: 0,
@@ -94,8 +102,7 @@ impl Session {
             next_number: 1,
             next_packet_id: 0,
             waker: None,
-            ends: None,
-            will_due: None,
+            away: None,
         }
     }
 
@@ -125,7 +132,7 @@ impl Session {
 
     /// Appends a message whose bytes are counted already.
     pub(super) fn push(&mut self, message: Queued) {
-        self.loose += usize::from(message.publication.qos == Qos::AtMostOnce);
+        self.loose += u32::from(message.publication.qos == Qos::AtMostOnce);
         self.queue.push_back(message);
         self.wake();
     }
@@ -144,11 +151,11 @@ impl Session {
     /// The next message of the queue, if the window has room for it.
     pub(super) fn pop(&mut self) -> Option<Queued> {
         let loose = self.queue.front()?.publication.qos == Qos::AtMostOnce;
-        if !loose && self.inflight.len() >= self.window {
+        if !loose && self.inflight.len() >= usize::from(self.window) {
             return None;
         }
         let queued = self.queue.pop_front()?;
-        self.loose -= usize::from(loose);
+        self.loose -= u32::from(loose);
         if self.queue.is_empty() && self.queue.capacity() > 64 {
             self.queue = VecDeque::new();
         }
@@ -161,7 +168,7 @@ impl Session {
         let delivery = delivery(&message, packet_id, false);
         if packet_id > 0 {
             self.inflight.push_back(Inflight { packet_id, message, released: false });
-            self.resend = self.inflight.len();
+            self.resend = self.inflight.len() as u32;
         }
         delivery
     }
@@ -170,7 +177,7 @@ impl Session {
     pub(super) fn acknowledge(&mut self, packet_id: u16) -> Option<Inflight> {
         let index = self.inflight.iter().position(|inflight| inflight.packet_id == packet_id)?;
         let done = self.inflight.remove(index)?;
-        if index < self.resend {
+        if index < self.resend as usize {
             self.resend -= 1;
         }
         if self.inflight.is_empty() && self.inflight.capacity() > 64 {

@@ -52,7 +52,7 @@ pub(super) fn drive(
         unread,
         started: Instant::now(),
         heard: Instant::now(),
-        ended: None,
+        ended: false,
         wire_first: false,
         talk: Conversation::new(&peer, Arc::clone(language), Arc::clone(adapter), Arc::clone(services)),
         place,
@@ -69,8 +69,8 @@ struct Drive {
     unread: BytesMut,
     started: Instant,
     heard: Instant,
-    /// When the peer closed its side (it may still read).
-    ended: Option<Instant>,
+    /// The peer closed its side (it may still read); `heard` says when.
+    ended: bool,
     /// Whose turn it is to be asked first.
     wire_first: bool,
     talk: Conversation,
@@ -92,12 +92,11 @@ pub(super) enum Woken {
 
 impl Drive {
     async fn run(&mut self) -> Ending {
-        let services = Arc::clone(&self.talk.services);
         let mut written_at = Instant::now();
         // Kept from wait to wait: to register with the clock and the stop signal anew for every packet costs more than to
         // wake once too often.
         let mut alarm = std::pin::pin!(tokio::time::sleep_until(self.deadline(written_at).into()));
-        let mut stopping = std::pin::pin!(services.tasks.stopping());
+        let mut stopping = std::pin::pin!(self.talk.services.tasks.stopped());
         // Bytes that sniffing read already.
         if !self.unread.is_empty() {
             self.talk.receive_stream(&mut self.unread);
@@ -120,7 +119,7 @@ impl Drive {
             if let Some(ending) = self.talk.over(&self.unread) {
                 return ending;
             }
-            if self.ended.is_some() && self.talk.owes_nothing() {
+            if self.ended && self.talk.owes_nothing() {
                 return Ending::Closed("the peer closed the connection".into());
             }
             self.shrink();
@@ -154,7 +153,10 @@ impl Drive {
                 self.talk.heard(packet.len());
                 self.talk.receive(Input::Datagram(packet));
             }
-            Woken::Arrived(Ok(Arrived::End)) => self.ended = Some(Instant::now()),
+            Woken::Arrived(Ok(Arrived::End)) => {
+                self.heard = Instant::now();
+                self.ended = true;
+            }
             Woken::Arrived(Err(error)) | Woken::Written(Err(error)) => {
                 return Some(Ending::Closed(error.to_string().into()));
             }
@@ -231,7 +233,7 @@ impl Drive {
         if !wire.is_datagram() && (!talk.unwritten.is_empty() || wire.is_unflushed()) {
             return wire.poll_write(cx, &mut talk.unwritten).map(Woken::Written);
         }
-        let may_read = ended.is_none() && !talk.session.paused() && unread.len() < talk.language.limits.frame_max;
+        let may_read = !*ended && !talk.session.paused() && unread.len() < talk.language.limits.frame_max;
         if may_read { wire.poll_read(cx, unread).map(Woken::Arrived) } else { Poll::Pending }
     }
 
@@ -239,8 +241,8 @@ impl Drive {
     fn deadline(&self, written_at: Instant) -> Instant {
         let limits = &self.talk.language.limits;
         let mut next = self.heard + limits.silence_max.unwrap_or(Duration::from_secs(24 * 3600));
-        if let Some(ended) = self.ended {
-            next = next.min(ended + ANSWER_TIME_MAX);
+        if self.ended {
+            next = next.min(self.heard + ANSWER_TIME_MAX);
         }
         if !self.talk.admitted {
             next = next.min(self.started + limits.admission_max);
@@ -261,7 +263,7 @@ impl Drive {
     fn overdue(&self, written_at: Instant) -> Option<&'static str> {
         let now = Instant::now();
         let limits = &self.talk.language.limits;
-        if self.ended.is_some_and(|ended| now >= ended + ANSWER_TIME_MAX) {
+        if self.ended && now >= self.heard + ANSWER_TIME_MAX {
             Some("the peer closed the connection")
         } else if !self.talk.admitted && now >= self.started + limits.admission_max {
             Some("it did not introduce itself in time")
@@ -322,7 +324,7 @@ impl Drive {
         let owes = self.talk.unwritten.deadline().is_some() && !matches!(ending, Ending::Stopping);
         let patience = if owes { SHARED_TIME_MAX } else { GOODBYE_TIME_MAX };
         // The peer may be gone: nothing is lost with a goodbye it does not hear.
-        if self.flush(patience).await.is_ok() && self.ended.is_none() && !matches!(ending, Ending::Stopping) {
+        if self.flush(patience).await.is_ok() && !self.ended && !matches!(ending, Ending::Stopping) {
             self.linger().await;
         }
         self.talk.leave(why).await;
@@ -388,6 +390,6 @@ mod tests {
     /// Ten thousand idle connections are kept on a box of 512 MB.
     #[test]
     fn an_idle_connection_is_small() {
-        assert!(size(drive) <= 832, "{} bytes", size(drive));
+        assert!(size(drive) <= 752, "{} bytes", size(drive));
     }
 }

@@ -71,6 +71,7 @@ impl Introductions {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::sync::{Mutex, PoisonError};
 
     use device_models::wire::Catalog;
@@ -105,7 +106,7 @@ mod tests {
                 id: (*id).into(),
                 model: Arc::clone(models.get(model).unwrap()),
                 online: true,
-                latest: Default::default(),
+                latest: BTreeMap::default(),
             };
             self.0.lock().unwrap().1.iter().map(known).collect()
         }

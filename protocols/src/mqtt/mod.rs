@@ -9,6 +9,7 @@ pub mod frame;
 pub mod session;
 pub mod topic;
 
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,7 +72,7 @@ pub struct Settings {
     pub packet_max: usize,
     pub receive_max: u16,
     pub topic_alias_max: u16,
-    pub keep_alive_max: Option<Duration>,
+    pub keep_alive_max: Option<NonZeroU16>,
     pub admission_max: Duration,
     pub client_id_max: usize,
     pub devices_max: usize,
@@ -160,7 +161,7 @@ impl Settings {
             packet_max: (options.packet_kib * 1024).min(268_435_455),
             receive_max: options.receive_max,
             topic_alias_max: options.topic_alias_max,
-            keep_alive_max: (keep_alive > 0).then(|| Duration::from_secs(u64::from(keep_alive))),
+            keep_alive_max: NonZeroU16::new(keep_alive),
             admission_max: Duration::from_secs(options.connect_seconds),
             client_id_max: options.client_id_max,
             devices_max: options.devices_max,

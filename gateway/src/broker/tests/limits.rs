@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn an_idle_session_is_small() {
     let size = size_of::<crate::broker::sessions::Session>();
-    assert!(size <= 512, "{size} bytes");
+    assert!(size <= 280, "{size} bytes");
 }
 
 #[tokio::test]

@@ -91,7 +91,7 @@ pub(super) struct Conversation {
     /// Of a publisher or viewer.
     stay: Option<Stay>,
     faults: u32,
-    fatal: Option<Cow<'static, str>>,
+    fatal: Option<Box<Cow<'static, str>>>,
     /// Something other than bytes came in since the unread bytes were last offered.
     offer: bool,
     pub(super) adapter: Arc<Adapter>,
@@ -141,9 +141,9 @@ impl Conversation {
             self.faults += 1;
             debug!(peer = ?self.address, adapter = %self.adapter.info.name, protocol = self.language.row.name(), %fault, "fault");
             if fault.fatal {
-                self.fatal = Some(fault.to_string().into());
+                self.fatal = Some(Box::new(fault.to_string().into()));
             } else if self.faults >= FAULTS_MAX {
-                self.fatal = Some("too many faults".into());
+                self.fatal = Some(Box::new("too many faults".into()));
             }
         }
     }
@@ -219,10 +219,11 @@ impl Conversation {
     pub(super) fn over(&mut self, unread: &BytesMut) -> Option<Ending> {
         if self.fatal.is_none() && unread.len() >= self.language.limits.frame_max && !self.session.paused() {
             self.services.metrics.fault(&self.adapter.info.name, self.language.row.name());
-            self.fatal = Some(format!("a frame of more than {} bytes", self.language.limits.frame_max).into());
+            let what = format!("a frame of more than {} bytes", self.language.limits.frame_max);
+            self.fatal = Some(Box::new(what.into()));
         }
         // What the session wanted said before the fault (a CONNACK with a reason, a 400) is said by the goodbye.
-        self.fatal.take().map(Ending::Closed)
+        self.fatal.take().map(|why| Ending::Closed(*why))
     }
 
     /// Carries out what the session wants, in order.

@@ -1,5 +1,6 @@
 //! CONNECT to CONNACK: who it is, whether it may, what is agreed.
 
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -122,7 +123,7 @@ impl MqttSession {
 
     /// Settles keep alive and limits, and says what an MQTT 5 client must be told of them.
     fn agree(&mut self, connect: &Connect, attached: &Attached) -> Option<Box<PropertySet>> {
-        let asked = (connect.keep_alive > 0).then(|| Duration::from_secs(u64::from(connect.keep_alive)));
+        let asked = NonZeroU16::new(connect.keep_alive);
         self.keep_alive = asked;
         if connect.version < Version::V5 {
             return None;
@@ -144,7 +145,7 @@ impl MqttSession {
             session_expiry: (attached.expiry != asked_expiry)
                 .then(|| attached.expiry.as_secs().try_into().unwrap_or(u32::MAX)),
             assigned_client: connect.client.is_empty().then(|| Arc::clone(&self.client)),
-            server_keep_alive: ours.map(|keep_alive| keep_alive.as_secs() as u16),
+            server_keep_alive: ours.map(NonZeroU16::get),
             receive_max: Some(self.settings.receive_max),
             packet_max: Some(self.settings.packet_max as u32),
             topic_alias_max: Some(self.settings.topic_alias_max).filter(|max| *max > 0),

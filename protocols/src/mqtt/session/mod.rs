@@ -15,6 +15,7 @@ mod tests;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,7 +38,8 @@ pub struct MqttSession {
     by: Identity,
     /// The device that the client itself is: its client id, or its credential's name.
     own: Arc<str>,
-    keep_alive: Option<Duration>,
+    /// Seconds.
+    keep_alive: Option<NonZeroU16>,
     /// When the last whole packet came.
     heard: Option<Instant>,
     tickets: u64,
@@ -312,7 +314,7 @@ impl Session for MqttSession {
         let (State::Up, Some(heard), Some(keep_alive)) = (&self.state, self.heard, self.keep_alive) else {
             return None;
         };
-        heard.checked_add(keep_alive + keep_alive / 2)
+        heard.checked_add(Duration::from_millis(u64::from(keep_alive.get()) * 1500))
     }
 
     fn paused(&self) -> bool {
