@@ -183,7 +183,10 @@ impl Shadows {
         let accepted = state.accept(&self.inner.keyed, &self.inner.config, &found, deferred);
         drop(state);
         if let Err(error) = accepted {
-            self.inner.metrics.add(Figure::CommandsWaited, &["refused"], 1);
+            // The same command once more is not another one that was turned away.
+            if !matches!(error, ShadowError::Repeated(_)) {
+                self.inner.metrics.add(Figure::CommandsWaited, &["refused"], 1);
+            }
             return Err(error);
         }
         self.inner.more.notify_one();

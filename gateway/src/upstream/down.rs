@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use device_models::{Body, Failure, Message, Order, Outcome, Value, wire};
@@ -192,15 +193,20 @@ impl Down {
         }
     }
 
-    fn spawn<F: Future<Output = Outcome> + Send>(
+    fn spawn<F: Future<Output = Outcome> + Send + 'static>(
         &self,
         thing: String,
         work: impl FnOnce(Self, String) -> F + Send + 'static,
     ) {
-        let down = self.clone();
+        let (down, started) = (self.clone(), Instant::now());
+        let mut work = Box::pin(work(down.clone(), thing.clone()));
+        // The thing is told now: tasks may begin in another order than they were spawned in, and off-on is not on-off.
+        let first = work.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         self.tasks.spawn("upstream command", async move {
-            let started = Instant::now();
-            let outcome = work(down.clone(), thing.clone()).await;
+            let outcome = match first {
+                Poll::Ready(outcome) => outcome,
+                Poll::Pending => work.await,
+            };
             down.metrics.command(word(&outcome), started.elapsed());
             down.turns().ended(&thing);
             down.begin();

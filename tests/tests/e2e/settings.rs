@@ -56,6 +56,7 @@ fn walking_over_every_setting_of_an_upstream_neither_loses_nor_repeats_its_backl
         ("batch_ms", upstream(NOBODY, "batch_ms = 0")),
         ("inflight_max", upstream(NOBODY, "inflight_max = 1")),
         ("acknowledge acknowledge_seconds", upstream(NOBODY, "acknowledge = \"receiver\"\nacknowledge_seconds = 5")),
+        ("commands_wait_seconds", upstream(NOBODY, "commands_wait_seconds = 60")),
         ("keep_alive_seconds", upstream(NOBODY, "keep_alive_seconds = 5")),
         ("order", upstream(NOBODY, "order = \"in-order\"")),
         ("drain_messages_per_second drain_kib_per_second", {
