@@ -217,12 +217,6 @@ fn on_runtime(work: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode 
         Ok(runtime) => runtime,
         Err(error) => return failed(&format!("cannot start the runtime: {error}")),
     };
-    let work = async {
-        // Whoever writes to a closed connection gets an error, and the process goes on: an attempt to begin anew that
-        // failed has left this signal deadly.
-        let _closed = signal(SignalKind::pipe())?;
-        work.await
-    };
     let code = runtime.block_on(work).unwrap_or_else(|error| failed(&format!("{error:#}")));
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));
     code

@@ -87,6 +87,7 @@ fn dependencies_have_one_owner() {
         ("str0m::", "gateway/src/webrtc/peers/"),
         ("dimpl::", "gateway/src/webrtc/peers/crypto/"),
         ("syom::", "gateway/src/stream/transcode.rs"),
+        ("nix::unistd", "gateway/src/cli/allocator.rs"),
         ("prometheus_client::", "gateway/src/metrics/mod.rs"),
     ];
     for path in sources() {
