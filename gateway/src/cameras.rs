@@ -30,6 +30,7 @@ pub async fn run(intake: Intake, outlets: Outlets, mut reports: mpsc::Receiver<R
         product: Some(CAMERA.to_owned()),
         auto_register: true,
         allow_anonymous: true,
+        push_without_key: Vec::new(),
         commit: None,
     };
     let (commands, mut orders) = mpsc::channel(ORDERS_MAX);

@@ -221,7 +221,13 @@ impl Gatekeeper {
             return self.signed(kind, stream, signature);
         }
         let Some(key) = &pass.key else {
-            return if adapter.allow_anonymous { Ok(Identity::anonymous()) } else { Err(Refusal::Unauthorized) };
+            let open =
+                kind == Kind::Publish && adapter.push_without_key.iter().any(|pattern| stream_covers(pattern, stream));
+            return if adapter.allow_anonymous || open {
+                Ok(Identity::anonymous())
+            } else {
+                Err(Refusal::Unauthorized)
+            };
         };
         let Some(credential) = self.by_digest.get(&digest(key.as_bytes())) else { return Err(Refusal::Unauthorized) };
         if credential.covers(kind, stream) {
@@ -346,7 +352,14 @@ mod tests {
     use super::*;
 
     fn adapter(allow_anonymous: bool) -> AdapterInfo {
-        AdapterInfo { name: Arc::from("a"), product: None, auto_register: false, allow_anonymous, commit: None }
+        AdapterInfo {
+            name: Arc::from("a"),
+            product: None,
+            auto_register: false,
+            allow_anonymous,
+            push_without_key: vec!["jt/0123*".to_owned()],
+            commit: None,
+        }
     }
 
     fn keeper() -> Gatekeeper {
@@ -438,6 +451,28 @@ mod tests {
         let console = keeper.link("live/gate-2").unwrap();
         assert_eq!(ask(Kind::Play, "live/gate-2", &console).await, Ok("console".to_owned()));
         assert_eq!(ask(Kind::Publish, "live/gate-2", &console).await, Err(Refusal::Unauthorized));
+    }
+
+    #[tokio::test]
+    async fn what_may_be_pushed_without_a_key_may_not_be_watched_without_one() {
+        let (keeper, stream) = (keeper(), |name| protocols::media::StreamName::parse(name).unwrap());
+        let push =
+            |name, key: Option<&str>| Claim::Publish { stream: stream(name), pass: key.map(str::to_owned).into() };
+        let refused = Err(Refusal::Unauthorized);
+        for (claim, expected) in [
+            (push("jt/012345678901/1", None), Ok("anonymous")),
+            (push("jt/112345678901/1", None), refused.clone()),
+            // A wrong key is wrong everywhere.
+            (push("jt/012345678901/1", Some("wrong")), refused.clone()),
+            (Claim::Watch { stream: stream("jt/012345678901/1"), pass: Pass::default() }, refused),
+        ] {
+            let outcome = keeper.admit(&adapter(false), &claim).await;
+            assert_eq!(
+                outcome.as_ref().map(|identity| &*identity.name),
+                expected.as_ref().map(|name| *name),
+                "{claim:?}"
+            );
+        }
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub struct AdapterInfo {
     pub product: Option<String>,
     pub auto_register: bool,
     pub allow_anonymous: bool,
+    /// Streams that may be pushed without a key: patterns as a credential's.
+    pub push_without_key: Vec<String>,
     /// How long its reports wait for others before they are made durable; `None`: as the store says.
     pub commit: Option<Duration>,
 }

@@ -16,6 +16,7 @@ pub mod hls;
 pub mod http;
 pub mod http_flv;
 mod http_things;
+pub mod jt1078;
 pub mod media;
 pub mod mqtt;
 mod pass;
@@ -33,8 +34,17 @@ pub use session::{
 };
 
 /// Every protocol the gateway speaks, in the order in which sniffing asks them.
-pub static PROTOCOLS: &[&dyn Protocol] =
-    &[&mqtt::ROW, &rtmp::ROW, &rtsp::ROW, &http_things::ROW, &hls::ROW, &http_flv::ROW, &coap::ROW, &raw::ROW];
+pub static PROTOCOLS: &[&dyn Protocol] = &[
+    &mqtt::ROW,
+    &rtmp::ROW,
+    &rtsp::ROW,
+    &jt1078::ROW,
+    &http_things::ROW,
+    &hls::ROW,
+    &http_flv::ROW,
+    &coap::ROW,
+    &raw::ROW,
+];
 
 /// Whether arithmetic in this crate stops at an overflow, as it must in every build: a length that wrapped is worse than a
 /// connection that is lost.

@@ -180,6 +180,8 @@ pub enum MediaEvent {
     Packet { ticket: Ticket, second: bool, packet: Bytes },
     /// A unit of the stream asked for with [`Output::Follow`].
     Unit(Unit),
+    /// A stream of [`Output::Carry`] is not this session's: it never was, another has it, it was closed or fell silent.
+    Parted { ticket: Ticket },
     /// The first unit a viewer gets is known ([`Output::Watch`]): its decode time.
     Joined { dts_90k: i64 },
 }
@@ -224,6 +226,17 @@ pub enum Output {
     },
     /// One access unit (or a changed codec configuration) of the stream this session is the source of.
     Unit(Unit),
+    /// The same for a peer with several streams, which stays where it is: the ticket names the stream among them.
+    /// [`MediaEvent::Parted`] ends it.
+    Carry {
+        ticket: Ticket,
+        stream: StreamName,
+    },
+    /// One access unit of the stream carried under this ticket.
+    Carried {
+        ticket: Ticket,
+        unit: Unit,
+    },
     /// The peer is a viewer from here on: the driver hands its connection to the stream's fan-out.
     Watch {
         stream: StreamName,

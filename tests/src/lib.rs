@@ -70,6 +70,22 @@ pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the workspace's root")
 }
 
+/// A file of bytes that nobody here wrote, which lie beside the project: in `$SLUICEGATE_SAMPLES`, or `../shared/samples`.
+/// Where they are not there, CI fails, and elsewhere it is said.
+pub fn sample(name: &str) -> Option<Vec<u8>> {
+    let beside = || root().join("../shared/samples");
+    let folder = std::env::var_os("SLUICEGATE_SAMPLES").map_or_else(beside, PathBuf::from);
+    match std::fs::read(folder.join(name)) {
+        Ok(bytes) => Some(bytes),
+        Err(error) => {
+            let said = format!("sample {}: {error}", folder.join(name).display());
+            assert!(std::env::var_os("CI").is_none(), "{said}");
+            eprintln!("not tested: {said}");
+            None
+        }
+    }
+}
+
 /// Where screenshots and reports are kept.
 pub fn artifacts() -> PathBuf {
     let folder = std::env::var_os("SLUICEGATE_ARTIFACTS").map_or_else(|| root().join("artifacts"), PathBuf::from);

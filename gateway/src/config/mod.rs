@@ -157,6 +157,10 @@ pub struct Adapter {
     /// Whether peers without credentials are let in.
     #[serde(default)]
     pub allow_anonymous: bool,
+    /// Streams that may be pushed without a key, by terminals that have none to give: names, with `*` at the end for all that
+    /// begin so.
+    #[serde(default)]
+    pub push_without_key: Vec<String>,
     /// Connections (or UDP peers) at a time.
     #[serde(default = "Adapter::connections_max")]
     pub connections_max: usize,

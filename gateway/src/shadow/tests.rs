@@ -67,6 +67,7 @@ impl Box_ {
             product: None,
             auto_register: false,
             allow_anonymous: true,
+            push_without_key: Vec::new(),
             commit: None,
         };
         let report = Report::properties(thing, vec![("on".to_owned(), Value::Bool(on))]);

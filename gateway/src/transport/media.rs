@@ -17,11 +17,13 @@ use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 use tracing::debug;
 
-use crate::hooks::Silence;
+use crate::hooks::{Silence, Stay};
 use crate::stream::{Feed, Parted, StreamCore, Tap, TapKind, TapRules, Tapped};
 
 /// Pairs of ports one session may have: a stream has two tracks.
 const PORTS_MAX: usize = 2;
+/// Streams one session may be the source of.
+const CARRIED_MAX: usize = 64;
 /// Pairs of ports that are tried: the first of a pair is even, as RTP wants it, and the second may be taken.
 const TRIES_MAX: usize = 64;
 /// What the kernel may hold of one socket, bytes: a key frame.
@@ -48,6 +50,16 @@ pub(super) struct Media {
     unsent: VecDeque<Unsent>,
     following: Option<Following>,
     feed: Option<Feed>,
+    carried: Vec<Carried>,
+}
+
+/// One of several streams that the session is the source of.
+#[derive(Debug)]
+struct Carried {
+    ticket: Ticket,
+    feed: Feed,
+    /// Held as long as it is.
+    _stay: Option<Stay>,
 }
 
 #[derive(Debug)]
@@ -162,10 +174,38 @@ impl Media {
         }
     }
 
+    /// Makes the session the source of one more stream.
+    pub(super) async fn carry(
+        &mut self,
+        streams: &StreamCore,
+        ticket: Ticket,
+        stream: &StreamName,
+        origin: &str,
+        stay: Option<Stay>,
+    ) -> Result<(), Refusal> {
+        if self.carried.len() >= CARRIED_MAX {
+            return Err(Refusal::Limit(format!("{CARRIED_MAX} streams of one peer")));
+        }
+        let feed = streams.feed(stream, origin, stay.as_ref().map(Stay::silence)).await?;
+        self.carried.push(Carried { ticket, feed, _stay: stay });
+        Ok(())
+    }
+
+    /// Hands on a unit of one of several streams; an error ends it. What comes after its end is left out.
+    pub(super) async fn push_to(&mut self, ticket: Ticket, unit: Unit) -> Result<(), Parted> {
+        let Some(at) = self.carried.iter().position(|carried| carried.ticket == ticket) else { return Ok(()) };
+        let Some(carried) = self.carried.get(at) else { return Ok(()) };
+        let pushed = carried.feed.push(unit).await;
+        if pushed.is_err() {
+            self.carried.remove(at);
+        }
+        pushed
+    }
+
     /// The next thing for the session; `None` when the stream has ended. Cancel safe. Units wait while packets do, and while
     /// the connection is not `ready` for more.
     pub(super) async fn next(&mut self, ready: bool) -> Option<MediaEvent> {
-        let Self { ports, unsent, following, feed } = self;
+        let Self { ports, unsent, following, feed, carried: _ } = self;
         loop {
             let may_take = ready && unsent.is_empty();
             tokio::select! {

@@ -128,6 +128,7 @@ impl Webrtc {
             product: None,
             auto_register: false,
             allow_anonymous: config.allow_anonymous,
+            push_without_key: Vec::new(),
             commit: None,
         };
         Ok(Some(Self { endpoint, services: services.clone(), adapter: Arc::new(adapter) }))

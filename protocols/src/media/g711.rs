@@ -26,6 +26,16 @@ fn a_law(byte: u8) -> i16 {
     if byte & 0x80 == 0 { -size } else { size }
 }
 
+/// A linear sample as A-law: the step that is nearest to 0 of the two it lies between.
+pub fn to_a_law(sample: i16) -> u8 {
+    // 13 bits count; a negative step ends where the positive one begins, at the value below 0.
+    let size = (if sample < 0 { !sample } else { sample }) >> 4;
+    let segment = (12 - size.leading_zeros().min(12)) as u8;
+    let step = if segment <= 1 { size } else { size >> (segment - 1) };
+    let code = segment << 4 | (step & 0x0f) as u8;
+    (if sample < 0 { code } else { code | 0x80 }) ^ 0x55
+}
+
 /// Table 2a: all bits inverted, a bias of 132.
 fn mu_law(byte: u8) -> i16 {
     const BIAS: i16 = 0x84;
@@ -37,6 +47,18 @@ fn mu_law(byte: u8) -> i16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is said comes back, and everything else is said as a neighbour of it.
+    #[test]
+    fn a_law_is_written_as_it_is_read() {
+        for byte in 0..=255 {
+            assert_eq!(to_a_law(a_law(byte)), byte, "{byte:#x}");
+        }
+        for sample in i16::MIN..=i16::MAX {
+            let (sample, said) = (i32::from(sample), i32::from(a_law(to_a_law(sample))));
+            assert!((sample - said).abs() <= 8.max(sample.abs() / 32), "{sample} became {said}");
+        }
+    }
 
     /// Against ffmpeg 5.1: `-f alaw -i all256 -f s16le`, the ends and the middle of each half.
     #[test]

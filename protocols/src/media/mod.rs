@@ -1,8 +1,8 @@
 //! What the camera languages share: access units, codecs, and the containers viewers ask for.
 //!
-//! Inside: one file a codec or container, all pure: `h264.rs`, `h265.rs`, `av1.rs`, `aac.rs`, `opus.rs`, `g711.rs` (what a decoder is
+//! Inside: one file a codec or container, all pure: `h264.rs`, `h265.rs`, `av1.rs`, `aac.rs`, `opus.rs`, `g711.rs`, `g726.rs`, `adpcm.rs` (what a decoder is
 //! told, and what we read off it), `amf0.rs` and `metadata.rs` (script data), `flv/` (tags to units), `mux/` (units to what
-//! viewers get), `fmp4/` (units to fragmented MP4), `read.rs` (bounded readers under all of them). Must not be in here:
+//! viewers get), `fmp4/` (units to fragmented MP4), `pictures.rs` (NAL units to access units), `read.rs` (bounded readers under all of them). Must not be in here:
 //! anything one protocol alone needs.
 
 use std::fmt;
@@ -11,16 +11,19 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub mod aac;
+pub mod adpcm;
 pub mod amf0;
 pub mod av1;
 pub mod flv;
 pub mod fmp4;
 pub mod g711;
+pub mod g726;
 pub mod h264;
 pub mod h265;
 pub mod metadata;
 pub mod mux;
 pub mod opus;
+pub(crate) mod pictures;
 mod read;
 pub mod rtp;
 

@@ -44,7 +44,7 @@ macro_rules! fuzz {
     };
 }
 
-fuzz!(mqtt, rtmp, http_flv, http_things, hls, rtsp, coap, raw, flv, video_records, audio_records, script, rtp);
+fuzz!(mqtt, rtmp, http_flv, http_things, hls, rtsp, jt1078, coap, raw, flv, video_records, audio_records, script, rtp);
 
 fn run(name: &str) {
     let target = targets::all().into_iter().find(|target| target.name == name).expect("a target of this name");

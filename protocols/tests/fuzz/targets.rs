@@ -12,13 +12,14 @@ use protocols::media::amf0::Reader;
 use protocols::media::av1::{self, Av1C, Obus, SequenceHeader};
 use protocols::media::flv::{Demux, take_tag};
 use protocols::media::fmp4::Description;
+use protocols::media::g726::G726;
 use protocols::media::h264::AvcC;
 use protocols::media::h265::{self, HvcC};
 use protocols::media::metadata::Metadata;
 use protocols::media::opus::{self, OpusHead};
 use protocols::media::rtp::depacketize::Described;
 use protocols::media::rtp::{self, Depacketizer};
-use protocols::media::{Codec, Container, Mux, Picture, Sound, Track, Tracks, g711, mux};
+use protocols::media::{Codec, Container, Mux, Picture, Sound, Track, Tracks, adpcm, g711, mux};
 use protocols::{Input, PROTOCOLS, Protocol, Wire};
 
 use crate::evolve::fnv;
@@ -222,6 +223,10 @@ fn audio_records(input: &[u8]) -> u64 {
     }
     seen.note(&opus::samples(input).map(|samples| samples > 960));
     assert_eq!(g711::samples(Codec::G711U, input).count(), input.len());
+    for bits in 2..=5 {
+        assert_eq!(G726::new(bits, bits % 2 == 0).samples(input).count(), input.len() * 8 / bits as usize);
+    }
+    assert_eq!(adpcm::samples(input).count(), input.len().saturating_sub(4) * 2);
     seen.number()
 }
 

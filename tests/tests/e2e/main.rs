@@ -28,6 +28,7 @@ mod hls;
 mod hostile;
 mod http;
 mod interop;
+mod jt1078;
 mod kafka;
 mod load;
 mod pull;

@@ -305,6 +305,7 @@ fn adapter() -> Arc<AdapterInfo> {
         product: None,
         auto_register: false,
         allow_anonymous: true,
+        push_without_key: Vec::new(),
         commit: None,
     })
 }

@@ -47,7 +47,9 @@ impl Check<'_> {
                 return None;
             }
         };
-        if !listen.is_on_the_box() && !adapter.allow_anonymous && self.config.credentials.is_empty() {
+        let nobody =
+            !adapter.allow_anonymous && adapter.push_without_key.is_empty() && self.config.credentials.is_empty();
+        if !listen.is_on_the_box() && nobody {
             let what = format!(
                 "{listen} can be reached from off the box, and there is no [[credential]]; add one, or write \
                  allow_anonymous = true"
@@ -70,6 +72,7 @@ impl Check<'_> {
             product: adapter.product.clone(),
             auto_register: adapter.auto_register,
             allow_anonymous: adapter.allow_anonymous,
+            push_without_key: adapter.push_without_key.clone(),
             commit: adapter.commit_ms.map(Duration::from_millis),
         };
         Some(transport::Adapter {

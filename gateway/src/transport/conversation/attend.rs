@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use device_models::Report;
 use protocols::exchange::{Publication, Request};
+use protocols::media::StreamName;
 use protocols::{Claim, Identity, Input, MediaEvent, Output, Refusal, Ticket};
 use tracing::debug;
 
@@ -12,6 +13,7 @@ use crate::admission::Admitted;
 use crate::clock;
 use crate::hooks::Stay;
 use crate::intake::Appended;
+use crate::stream::StreamCore;
 use crate::transport::Adapter;
 use crate::transport::line::Line;
 use crate::transport::media;
@@ -56,6 +58,15 @@ impl Conversation {
                         return Some(Ending::Closed(parted.to_string().into()));
                     }
                 }
+                Output::Carry { ticket, stream } => self.carry(&streams, ticket, &stream).await,
+                Output::Carried { ticket, unit } => match self.media().push_to(ticket, unit).await {
+                    // Who sends media is no noise.
+                    Ok(()) => self.faults = 0,
+                    Err(parted) => {
+                        debug!(peer = ?self.address, %parted, "a stream of several");
+                        self.receive(Input::Media(MediaEvent::Parted { ticket }));
+                    }
+                },
                 // The plain ones never come here.
                 _ => {}
             }
@@ -64,6 +75,16 @@ impl Conversation {
                 Plain::Ending(ending) => return Some(ending),
                 Plain::Attend(next) => output = next,
             }
+        }
+    }
+
+    /// One more stream of a peer that has several.
+    async fn carry(&mut self, streams: &StreamCore, ticket: Ticket, stream: &StreamName) {
+        let origin = self.address.map(|address| format!("{}://{address}", self.language.row.name()));
+        let stay = self.stay.take();
+        if let Err(refusal) = self.media().carry(streams, ticket, stream, &origin.unwrap_or_default(), stay).await {
+            debug!(peer = ?self.address, %stream, %refusal, "a stream of several");
+            self.receive(Input::Media(MediaEvent::Parted { ticket }));
         }
     }
 

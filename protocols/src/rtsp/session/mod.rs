@@ -200,6 +200,8 @@ impl RtspSession {
                 }
             }
             MediaEvent::Joined { dts_90k } => self.joined(Some(dts_90k), out),
+            // A session of RTSP has one stream.
+            MediaEvent::Parted { .. } => {}
         }
         Ok(())
     }

@@ -3,18 +3,17 @@
 //! A gap in the sequence numbers loses the access unit it falls into and, in video, all up to the next key frame; what was
 //! lost is counted.
 //!
-//! Inside: the order of packets and their times; `video.rs` (NAL units and OBUs to pictures), `sets.rs` (parameter sets),
+//! Inside: the order of packets and their times; `video.rs` (NAL units and OBUs to pictures),
 //! `audio.rs` (frames of a packet, AAC in pieces). Must not be in here: putting packets of a datagram wire back in order.
 
 use bytes::{Bytes, BytesMut};
 
-use self::sets::Sets;
-use super::{DecodeOrder, Header, VIDEO_CLOCK, obus, scale};
+use super::{Header, VIDEO_CLOCK, obus, scale};
+use crate::media::pictures::{Access, Pictures};
 use crate::media::read::MediaError;
 use crate::media::{Codec, Track, Unit};
 
 mod audio;
-mod sets;
 #[cfg(test)]
 mod tests;
 mod video;
@@ -38,49 +37,33 @@ pub struct Described {
 #[derive(Debug)]
 pub struct Depacketizer {
     described: Described,
-    order: DecodeOrder,
+    pictures: Pictures,
     /// Ticks at the stream's time 0, and the newest ticks; they do not wrap.
     origin: Option<i64>,
     ticks: i64,
     expected: Option<u16>,
     access: Access,
-    sets: Sets,
-    told: Bytes,
-    /// After a loss: nothing before the next key frame.
-    waits_for_key: bool,
-    lost: u64,
-}
-
-/// The access unit under way.
-#[derive(Debug, Default)]
-struct Access {
-    ticks: i64,
-    /// Length-prefixed NAL units, or the beginning of an AAC frame.
-    data: BytesMut,
+    /// Of the access unit under way.
+    access_ticks: i64,
     /// A fragmented NAL unit.
     fragment: BytesMut,
-    key: bool,
-    spoiled: bool,
-    /// Parameter sets that came with it.
-    sets: Sets,
+    /// The configuration of audio that was said.
+    told: Bytes,
+    lost: u64,
 }
 
 impl Depacketizer {
     pub fn new(described: Described) -> Self {
-        let mut sets = Sets::default();
-        for set in &described.sets {
-            sets.put(described.codec, set.clone());
-        }
         Self {
+            pictures: Pictures::new(described.codec, &described.sets),
             described,
-            order: DecodeOrder::default(),
             origin: None,
             ticks: 0,
             expected: None,
             access: Access::default(),
-            sets,
+            access_ticks: 0,
+            fragment: BytesMut::new(),
             told: Bytes::new(),
-            waits_for_key: false,
             lost: 0,
         }
     }
@@ -131,7 +114,7 @@ impl Depacketizer {
         }
         if missing > 0 {
             self.lost += u64::from(missing);
-            self.access.spoil();
+            self.spoil();
         }
         self.expected = Some(header.sequence.wrapping_add(1));
         let step = header.timestamp.wrapping_sub(self.ticks as u32) as i32;
@@ -150,18 +133,18 @@ impl Depacketizer {
             }
             return Ok(());
         }
-        if self.access.ticks != self.ticks {
+        if self.access_ticks != self.ticks {
             self.finish(units);
-            self.access.ticks = self.ticks;
+            self.access_ticks = self.ticks;
             self.access.spoiled = missing > 0 && !self.begins_picture(&payload);
         }
         let taken = if self.described.codec == Codec::Av1 {
-            obus::join(&payload, &mut self.access.fragment, &mut self.access.data)
+            obus::join(&payload, &mut self.fragment, &mut self.access.data)
         } else {
             self.nals(&payload)
         };
         if taken.is_err() {
-            self.access.spoil();
+            self.spoil();
         }
         if header.marker {
             self.finish(units);
@@ -171,12 +154,5 @@ impl Depacketizer {
 
     fn time_90k(&self, ticks: i64) -> i64 {
         scale(ticks - self.origin.unwrap_or(ticks), VIDEO_CLOCK, self.described.clock)
-    }
-}
-
-impl Access {
-    fn spoil(&mut self) {
-        self.spoiled = true;
-        self.fragment.clear();
     }
 }

@@ -2,14 +2,10 @@
 
 use bytes::{BufMut, Bytes};
 
-use super::sets::Sets;
 use super::{Depacketizer, PART};
-use crate::media::av1::{self, Av1C};
-use crate::media::h264::{self, AvcC};
-use crate::media::h265::HvcC;
 use crate::media::read::{ByteReader, MediaError};
 use crate::media::rtp::obus;
-use crate::media::{Codec, Kind, Track, Unit};
+use crate::media::{Codec, Unit};
 
 impl Depacketizer {
     pub(super) fn nals(&mut self, payload: &Bytes) -> Result<(), MediaError> {
@@ -18,14 +14,13 @@ impl Depacketizer {
         let Some(&first) = payload.first() else { return Ok(()) };
         let (kind, head_len) = if hevc { (first >> 1 & 0x3f, 2) } else { (first & 0x1f, 1) };
         match (hevc, kind) {
-            (false, 1..=23) | (true, 0..=47) => self.nal(payload.clone()),
+            (false, 1..=23) | (true, 0..=47) => self.nal(payload),
             (false, 24) | (true, 48) => {
                 let mut reader = reader;
                 reader.take(head_len)?;
                 while !reader.is_empty() {
                     let len = usize::from(reader.u16()?);
-                    let nal = Bytes::copy_from_slice(reader.take(len)?);
-                    self.nal(nal);
+                    self.nal(reader.take(len)?);
                 }
             }
             (false, 28) | (true, 49) => return self.fragment(payload, head_len),
@@ -67,7 +62,7 @@ impl Depacketizer {
         let mut reader = ByteReader::new(PART, payload);
         let head = reader.take(head_len)?;
         let flags = reader.u8()?;
-        let fragment = &mut self.access.fragment;
+        let fragment = &mut self.fragment;
         if flags & 0x80 != 0 {
             fragment.clear();
             match *head {
@@ -77,7 +72,7 @@ impl Depacketizer {
             }
         } else if fragment.is_empty() {
             // Its beginning is lost.
-            self.access.spoil();
+            self.spoil();
             return Ok(());
         }
         if fragment.len() + self.access.data.len() + payload.len() > Unit::LEN_MAX {
@@ -85,74 +80,25 @@ impl Depacketizer {
         }
         fragment.put_slice(reader.rest());
         if flags & 0x40 != 0 {
-            let nal = self.access.fragment.split().freeze();
-            self.nal(nal);
+            let nal = self.fragment.split();
+            self.nal(&nal);
         }
         Ok(())
     }
 
-    fn nal(&mut self, nal: Bytes) {
-        if nal.is_empty() || self.access.data.len() + nal.len() + 4 > Unit::LEN_MAX {
-            return;
-        }
-        let codec = self.described.codec;
-        if self.access.sets.put(codec, nal.clone()) {
-            return;
-        }
-        let first = nal.first().copied().unwrap_or(0);
-        let (kind, delimiter) = if codec == Codec::H265 { (first >> 1 & 0x3f, 35) } else { (first & 0x1f, 9) };
-        if kind == delimiter {
-            return;
-        }
-        self.access.key |= if codec == Codec::H265 { (16..=21).contains(&kind) } else { kind == h264::NAL_IDR };
-        self.access.data.put_u32(nal.len() as u32);
-        self.access.data.put_slice(&nal);
+    fn nal(&mut self, nal: &[u8]) {
+        self.access.nal(self.described.codec, nal);
+    }
+
+    pub(super) fn spoil(&mut self) {
+        self.access.spoiled = true;
+        self.fragment.clear();
     }
 
     pub(super) fn finish(&mut self, units: &mut Vec<Unit>) {
-        let mut access = std::mem::take(&mut self.access);
-        access.key |= self.described.codec == Codec::Av1 && av1::is_key(&access.data);
-        self.waits_for_key |= access.spoiled;
-        if access.spoiled || access.sets == Sets::default() && access.data.is_empty() {
-            return;
-        }
-        self.sets.replace(&access.sets);
-        let pts_90k = self.time_90k(access.ticks);
-        if self.waits_for_key && !access.key {
-            return;
-        }
-        self.waits_for_key = false;
-        if access.data.is_empty() {
-            return;
-        }
-        let config = self.config(&access.data).filter(|config| *config != self.told);
-        if let Some(config) = &config {
-            self.told = config.clone();
-        }
-        let dts_90k = self.order.place(pts_90k);
-        let codec = self.described.codec;
-        if let Some(data) = config {
-            units.push(Unit { track: Track::Video, codec, dts_90k, pts_90k: dts_90k, kind: Kind::Config, data });
-        }
-        let kind = if access.key { Kind::Key } else { Kind::Delta };
-        units.push(Unit { track: Track::Video, codec, dts_90k, pts_90k, kind, data: access.data.freeze() });
-    }
-
-    /// The configuration, where it is whole.
-    fn config(&mut self, data: &[u8]) -> Option<Bytes> {
-        if self.described.codec == Codec::Av1 {
-            return Some(Av1C::of(av1::sequence_header(data)?).ok()?.build());
-        }
-        let Sets { vps, sps, pps } = &self.sets;
-        let (sps, depth) = (sps.first()?, self.sets.depth(self.described.codec));
-        let config = match self.described.codec {
-            Codec::H265 => HvcC::of(vps.clone(), vec![sps.clone()], pps.clone())?,
-            _ if pps.is_empty() => return None,
-            _ => AvcC::of(sps.clone(), pps.clone())?.build(),
-        };
-        if let Some(depth) = depth {
-            self.order.expect(depth);
-        }
-        Some(config)
+        self.fragment.clear();
+        let ticks = std::mem::take(&mut self.access_ticks);
+        let pts_90k = self.time_90k(ticks);
+        self.pictures.finish(std::mem::take(&mut self.access), pts_90k, units);
     }
 }
