@@ -24,6 +24,8 @@ const LOST_MAX: usize = 256 * 1024;
 
 /// Where the SIM number begins.
 const SIM_AT: usize = 8;
+/// So much of a known header inside a body is one: a mark alone may stand there, hardly with digits of the number behind.
+const TELLING_LEN: usize = SIM_AT + 2;
 
 /// Bytes of a SIM number: nothing in a packet tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -334,11 +336,10 @@ impl Reader {
     fn torn(&mut self, bytes: &[u8], end: usize, sim: &Sim) -> Torn {
         let matches = |wanted: &[u8], there: &[u8]| wanted.iter().zip(there).all(|(wanted, there)| wanted == there);
         let is_head = |rest: &[u8]| {
-            let digits = rest.get(SIM_AT..).unwrap_or_default();
+            let digits = rest.get(SIM_AT..rest.len().min(TELLING_LEN)).unwrap_or_default();
             let mut sims = self.sims.iter().chain([sim]);
             matches(&MARK, rest) && sims.any(|sim| matches(sim.digits(), digits))
         };
-        let whole = SIM_AT + sim.width.len();
         let mut at = self.clean.max(1);
         let inside = bytes.get(..end).unwrap_or(bytes);
         while let Some(next) = inside.get(at..).and_then(|rest| rest.iter().position(|byte| *byte == MARK[0])) {
@@ -346,17 +347,17 @@ impl Reader {
             if inside.get(at..).is_some_and(is_head) {
                 let after = bytes.get(end..).and_then(|after| after.first_chunk::<4>());
                 match after {
-                    _ if at + whole <= inside.len() => return Torn::At(at),
+                    _ if at + TELLING_LEN <= inside.len() => return Torn::At(at),
                     None => return Torn::Unknown,
                     Some(&MARK) => {}
-                    Some(_) if bytes.len() < at + whole => return Torn::Unknown,
+                    Some(_) if bytes.len() < at + TELLING_LEN => return Torn::Unknown,
                     Some(_) if bytes.get(at..).is_some_and(is_head) => return Torn::At(at),
                     Some(_) => {}
                 }
             }
             at += 1;
         }
-        self.clean = inside.len().saturating_sub(whole);
+        self.clean = inside.len().saturating_sub(TELLING_LEN);
         Torn::No
     }
 }

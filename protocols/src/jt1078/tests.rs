@@ -215,14 +215,19 @@ proptest! {
             .map(|n| (header(SIM, DataType::Predicted, Part::Whole, u16::from(n), u64::from(n) * 40), picture(false, n, 90)))
             .collect();
         let (mut stream, mut whole, mut faults_max) = (bytes(&packets[0].0, &packets[0].1), vec![packets[0].clone()], 0);
+        // Where the last whole packet or noise ends.
+        let mut last = stream.len();
         for (at, (header, body)) in packets.iter().enumerate().skip(1) {
             if let Some(noise) = &noise[at] {
                 stream.extend(noise);
                 faults_max += 1;
+                last = stream.len();
             }
             let packet = bytes(header, body);
-            // A packet that is torn and followed by noise takes the noise for its own bytes.
-            match torn[at] {
+            // A packet that is torn and followed by noise takes the noise for its own bytes. A head too short to be told,
+            // behind another torn one, may make a whole packet of both.
+            let untold = |len: usize| len < 10 && stream.len() > last;
+            match torn[at].filter(|len| !untold(*len)) {
                 Some(len) if noise.get(at + 1).is_some_and(Option::is_none) && len < packet.len() && at < 11 => {
                     stream.extend(&packet[..len]);
                     faults_max += 2;
@@ -230,6 +235,7 @@ proptest! {
                 _ => {
                     stream.extend(packet);
                     whole.push((*header, body.clone()));
+                    last = stream.len();
                 }
             }
         }

@@ -48,7 +48,7 @@ struct Sets {
 
 impl Pictures {
     /// `sets`: parameter sets that are known beforehand.
-    pub fn new(codec: Codec, sets: &[Bytes]) -> Self {
+    pub(crate) fn new(codec: Codec, sets: &[Bytes]) -> Self {
         let mut known = Sets::default();
         for set in sets {
             known.put(codec, set);
@@ -64,12 +64,12 @@ impl Pictures {
     }
 
     /// Something is lost that later pictures may lean on.
-    pub fn lose(&mut self) {
+    pub(crate) fn lose(&mut self) {
         self.waits_for_key = true;
     }
 
     /// Takes a whole picture, presented at this time; appends it to `units`, its configuration ahead of it where that changed.
-    pub fn finish(&mut self, mut access: Access, pts_90k: i64, units: &mut Vec<Unit>) {
+    pub(crate) fn finish(&mut self, mut access: Access, pts_90k: i64, units: &mut Vec<Unit>) {
         access.key |= self.codec == Codec::Av1 && av1::is_key(&access.data);
         self.waits_for_key |= access.spoiled;
         if access.spoiled || access.sets == Sets::default() && access.data.is_empty() {
@@ -117,7 +117,7 @@ impl Pictures {
 
 impl Access {
     /// Adds a NAL unit; delimiters are left out, and so is what makes the unit too large.
-    pub fn nal(&mut self, codec: Codec, nal: &[u8]) {
+    pub(crate) fn nal(&mut self, codec: Codec, nal: &[u8]) {
         let Some(&first) = nal.first() else { return };
         if self.data.len() + nal.len() + 4 > Unit::LEN_MAX || self.sets.put(codec, nal) {
             return;
@@ -132,7 +132,7 @@ impl Access {
     }
 
     /// Whether parameter sets came with it.
-    pub fn has_sets(&self) -> bool {
+    pub(crate) fn has_sets(&self) -> bool {
         !self.sets.sps.is_empty()
     }
 }
