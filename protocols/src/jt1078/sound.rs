@@ -105,7 +105,7 @@ fn bare(data: &Bytes) -> Bytes {
 
 /// Bits of a G.726 sample, which nothing says: a packet holds 40 or 20 ms at 8,000 samples a second.
 fn bits_of(len: usize, since_ms: Option<i64>) -> u32 {
-    let fits = |ms: usize| (len % ms == 0 && (2..=5).contains(&(len / ms))).then_some(len / ms);
+    let fits = |ms: usize| (len.is_multiple_of(ms) && (2..=5).contains(&(len / ms))).then_some(len / ms);
     let bits = match (fits(40), fits(20)) {
         // 80 bytes are both.
         (Some(_), Some(short)) if since_ms.is_some_and(|ms| ms <= 25) => short,

@@ -155,11 +155,11 @@ fn halves_and_runs_of_packets_with_garbage_between_them_cost_no_frame() {
     let mut stream = Vec::new();
     for (at, packet) in packets(&capture).into_iter().enumerate() {
         if at % 7 == 3 {
-            stream.extend((0..1 + next(300)).map(|n| [b'0', b'1', b'c', b'd', 0, 0x81][(n * 7 + at) % 6]));
+            stream.extend((0..=next(300)).map(|n| [b'0', b'1', b'c', b'd', 0, 0x81][(n * 7 + at) % 6]));
         }
         // What a terminal had begun to send when it began anew.
         if at % 19 == 5 {
-            stream.extend(&packet[..1 + next(packet.len() - 1)]);
+            stream.extend(&packet[..=next(packet.len() - 1)]);
         }
         stream.extend(packet);
     }
@@ -206,7 +206,9 @@ fn after_lost_packets_the_picture_goes_on_at_the_next_key_frame_and_none_is_brok
     let file = folder.path().join("got.h264");
     let mut bytes = Vec::new();
     bytes.extend(h264::annex_b_nals(&elementary(&capture, 1)).take(2).flat_map(|nal| [&[0, 0, 0, 1], nal].concat()));
-    pictures.iter().for_each(|unit| bytes.extend(h264::to_annex_b(&unit.data)));
+    for unit in &pictures {
+        bytes.extend(h264::to_annex_b(&unit.data));
+    }
     std::fs::write(&file, bytes).unwrap();
     let output = run("ffmpeg", &["-v", "error", "-xerror", "-i", &file.display().to_string(), "-f", "null", "-"]);
     assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
