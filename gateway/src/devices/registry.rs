@@ -439,7 +439,14 @@ mod tests {
 
     fn adapter(name: &str) -> AdapterInfo {
         let (name, product) = (name.into(), Some("generic".to_owned()));
-        AdapterInfo { name, product, auto_register: true, allow_anonymous: true, commit: None }
+        AdapterInfo {
+            name,
+            product,
+            auto_register: true,
+            allow_anonymous: true,
+            push_without_key: Vec::new(),
+            commit: None,
+        }
     }
 
     fn open(folder: &std::path::Path) -> (Devices, Bus) {
