@@ -61,7 +61,7 @@ pub(crate) fn run(plan: &ChannelsPlan) -> anyhow::Result<Table> {
     ]);
     table.note(format!("each {:.2} Mb/s, 25 fps H.264 + AAC, key frame every 2 s", scene.clip.rate()));
     for &mode in &plan.modes {
-        for kind in kinds(mode, &plan.peers).into_iter().filter(|kind| !plan.alone || *kind == Kind::Gateway) {
+        for kind in kinds(mode, &plan.peers, plan.alone) {
             add(&mut table, plan, kind, mode, &scene)?;
         }
     }

@@ -49,7 +49,7 @@ pub(crate) fn run(plan: &IdlePlan) -> anyhow::Result<Table> {
     ]);
     table.note(format!("one camera with a frame of 1 KiB every {} s", INTERVAL_MS / 1000));
     for &mode in &plan.modes {
-        for kind in kinds(mode, &plan.peers) {
+        for kind in kinds(mode, &plan.peers, false) {
             add(&mut table, plan, kind, mode, &scene)?;
         }
     }

@@ -57,7 +57,7 @@ pub(crate) fn run(plan: &IngestPlan) -> anyhow::Result<Table> {
         scene.clip.gop_bytes() / 1000,
         plan.seconds
     ));
-    for kind in kinds(Container::Rtmp, &plan.peers).into_iter().filter(|kind| !plan.alone || *kind == Kind::Gateway) {
+    for kind in kinds(Container::Rtmp, &plan.peers, plan.alone) {
         add(&mut table, plan, kind, &scene)?;
     }
     Ok(table)

@@ -75,10 +75,11 @@ impl Scene {
     }
 }
 
-/// The servers that offer this container: the gateway last.
-fn kinds(container: Container, peers: &[Peer]) -> Vec<Kind> {
+/// The servers that offer this container, the gateway last; `alone`: no other.
+fn kinds(container: Container, peers: &[Peer], alone: bool) -> Vec<Kind> {
     let debian = (container == Container::Rtmp).then_some(Kind::Nginx);
-    debian.into_iter().chain(Kind::named(peers)).chain([Kind::Gateway]).collect()
+    let others = debian.into_iter().chain(Kind::named(peers)).filter(|_| !alone);
+    others.chain([Kind::Gateway]).collect()
 }
 
 /// `load streams`.

@@ -72,7 +72,7 @@ pub(crate) fn run(plan: &SessionsPlan) -> anyhow::Result<Table> {
          with what was held after the first {}",
         plan.workers, plan.warm
     ));
-    for kind in kinds(Container::Rtmp, &plan.peers).into_iter().filter(|kind| !plan.alone || *kind == Kind::Gateway) {
+    for kind in kinds(Container::Rtmp, &plan.peers, plan.alone) {
         add(&mut table, plan, kind, &scene)?;
     }
     Ok(table)

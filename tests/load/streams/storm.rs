@@ -45,7 +45,7 @@ pub(crate) fn run(plan: &StormPlan) -> anyhow::Result<Table> {
     ]);
     table.note(format!("one camera, {:.2} Mb/s; playing: the first video frame has come", scene.clip.rate()));
     for &mode in &plan.modes {
-        for kind in kinds(mode, &plan.peers) {
+        for kind in kinds(mode, &plan.peers, false) {
             add(&mut table, plan, kind, mode, &scene)?;
         }
     }
