@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
+use std::thread::JoinHandle;
 
 use bytes::{Bytes, BytesMut};
 use protocols::media::flv::{Demux, TagType, take_tag};
@@ -41,8 +42,16 @@ impl Flv {
 
     /// Everything a GET of HTTP/1.0 gives until the gateway ends it.
     pub fn get(port: u16, path: &str) -> Self {
-        let mut socket = connect(port);
-        write!(socket, "GET {path} HTTP/1.0\r\n\r\n").expect("to ask");
+        Self::answer(ask(port, path))
+    }
+
+    /// The frames of the same, for who asks before the stream begins: it has asked when this returns.
+    pub fn frames_to_come(port: u16, path: &str) -> JoinHandle<Vec<Unit>> {
+        let socket = ask(port, path);
+        std::thread::spawn(move || Self::answer(socket).frames())
+    }
+
+    fn answer(mut socket: TcpStream) -> Self {
         let mut answer = Vec::new();
         socket.read_to_end(&mut answer).expect("a body");
         let head = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a head");
@@ -131,6 +140,12 @@ impl WebSocket {
         self.unread.extend_from_slice(&buffer[..read]);
         read > 0
     }
+}
+
+fn ask(port: u16, path: &str) -> TcpStream {
+    let mut socket = connect(port);
+    write!(socket, "GET {path} HTTP/1.0\r\n\r\n").expect("to ask");
+    socket
 }
 
 fn connect(port: u16) -> TcpStream {

@@ -460,6 +460,10 @@ impl Hub {
 
     pub(super) fn end(&self, source: &SharedSource, now: Instant) {
         source.borrow().stop_publisher();
+        if !source.borrow().is_replica() {
+            // Before its viewers hear of it: who comes after them waits for the next stream of this name.
+            self.shared.forget(&source.borrow().name);
+        }
         self.flush(source);
         let tally = source.borrow_mut().end(now);
         self.count(&tally);
@@ -476,7 +480,6 @@ impl Hub {
             }
             return;
         }
-        self.shared.forget(&source.borrow().name);
         self.shared.changed();
         info!(stream = %source.borrow().name, "stream ended");
     }

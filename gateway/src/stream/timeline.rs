@@ -18,6 +18,9 @@ const FORWARD_MAX: i64 = 30 * CLOCK_HZ;
 /// A unit this much earlier than the last one of its track is a jump of the clock, not disorder.
 const BACKWARD_MAX: i64 = CLOCK_HZ / 2;
 
+/// A track that begins may be this far behind the other one, which came in a burst: its first words count as its own time.
+const BEHIND_MAX: i64 = 5 * CLOCK_HZ;
+
 /// From decoding to showing; B-frames of any encoder stay within it.
 const COMPOSITION_MAX: i64 = 10 * CLOCK_HZ;
 
@@ -130,9 +133,12 @@ impl Timeline {
     fn word(&mut self, unit: &Unit) -> i64 {
         let Some(last) = self.last else { return unit.dts_90k };
         let frames = if unit.track == Track::Audio || self.video.last.is_none() { self.audio } else { self.video };
-        let before = self.clock(unit.track).last;
+        let own = *self.clock(unit.track);
+        let before = own.last;
         let dts = unit.dts_90k.saturating_add(frames.offset);
-        let usual = !frames.rebase && dts.abs_diff(last) <= BACKWARD_MAX.unsigned_abs();
+        let begins = unit.track != Track::Data && own.published.is_none();
+        let behind_max = if begins { BEHIND_MAX } else { BACKWARD_MAX };
+        let usual = !frames.rebase && (-behind_max..=BACKWARD_MAX).contains(&dts.saturating_sub(last));
         let dts = if usual { dts } else { last };
         before.map_or(dts, |before| before.max(dts))
     }
@@ -210,6 +216,20 @@ mod tests {
         assert_eq!(place(&mut timeline, Track::Video, 100 * CLOCK_HZ + 3600), STEP + 3600);
         assert_eq!(place(&mut timeline, Track::Video, 0), 2 * STEP + 3600);
         assert_eq!(timeline.fixed, 2);
+    }
+
+    /// An encoder that starts with a burst, and a socket of its own for each track.
+    #[test]
+    fn sound_whose_configuration_comes_behind_a_burst_of_pictures_keeps_its_time() {
+        let mut timeline = Timeline::default();
+        for n in 0..20 {
+            place(&mut timeline, Track::Video, 90_000 + n * 3_600);
+        }
+        let mut word = unit(Track::Audio, Kind::Config, 87_930);
+        timeline.place(&mut word, || 0);
+        assert_eq!(word.dts_90k, 87_930);
+        assert_eq!(place(&mut timeline, Track::Audio, 87_930), 87_930);
+        assert_eq!(timeline.fixed, 0);
     }
 
     /// The units of both tracks that are on their way while the clock jumps are of the old time.

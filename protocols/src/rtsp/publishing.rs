@@ -140,16 +140,17 @@ impl Publishing {
         self.tied = reported.is_some();
     }
 
-    /// Both tracks' reports are there: sound that was tied to the picture by its arrival alone is moved, once.
+    /// Both tracks' reports are there: if they were tied by their arrival alone, the one that is early is moved, once. None
+    /// is moved back: no unit comes before one that was given.
     fn tie(&mut self) {
         let zero = |flow: Option<&mut Flow>| flow.and_then(|flow| flow.wall_zero_90k());
         let (Some(picture), Some(sound)) = (zero(self.carried(true)), zero(self.carried(false))) else { return };
         let skew = picture.saturating_sub(sound);
         if !std::mem::replace(&mut self.tied, true)
             && skew.abs() > SKEW_MAX
-            && let Some(flow) = self.carried(false)
+            && let Some(flow) = self.carried(skew < 0)
         {
-            flow.offset_90k = flow.offset_90k.map(|offset| offset.saturating_add(skew));
+            flow.offset_90k = flow.offset_90k.map(|offset| offset.saturating_add(skew.abs()));
         }
     }
 
@@ -232,20 +233,37 @@ mod tests {
         assert_eq!(times, [(Track::Video, 0), (Track::Video, 0), (Track::Audio, 45_000)]);
     }
 
-    #[test]
-    fn tracks_without_reports_begin_where_they_arrive_and_sound_is_moved_once() {
+    /// The times of two tracks that begin 100 ms apart, picture (0, in which a key frame is two units) or sound (1) first,
+    /// and whose reports then say that they began at once.
+    fn tied_late(first: usize) -> [Vec<i64>; 2] {
         let (mut publishing, mut out, now) = (publishing(), Outbox::default(), Instant::now());
-        publishing.packet(now, 1, packet(96, 7, 900_000, 1, &[0x65, 0x80]), false, &mut out).unwrap();
-        let late = now + Duration::from_millis(100);
-        publishing.packet(late, 0, packet(8, 7, 46_000, 2, &[1, 2]), false, &mut out).unwrap();
-        publishing.packet(late, 0, report(100, 46_000), false, &mut out).unwrap();
-        publishing.packet(late, 1, report(100, 900_000), false, &mut out).unwrap();
-        publishing.packet(late, 0, packet(8, 8, 46_160, 2, &[1, 2]), false, &mut out).unwrap();
-        publishing.packet(late, 0, report(105, 46_000), false, &mut out).unwrap();
-        publishing.packet(late, 0, packet(8, 9, 46_320, 2, &[1, 2]), false, &mut out).unwrap();
-        let sound: Vec<i64> =
-            times(&mut out).iter().filter(|(track, _)| *track == Track::Audio).map(|(_, at)| *at).collect();
-        assert_eq!(sound, [9_000, 1_800, 3_600]);
+        let packets = |n: u16| {
+            let picture = packet(96, 7 + n, 900_000 + u32::from(n) * 3_600, 1, &[0x65, 0x80]);
+            [(1, picture), (0, packet(8, 7 + n, 46_000 + u32::from(n) * 320, 2, &[1, 2]))]
+        };
+        for place in [first, 1 - first] {
+            let at = now + Duration::from_millis(if place == first { 0 } else { 100 });
+            let (track, packet) = packets(0)[place].clone();
+            publishing.packet(at, track, packet, false, &mut out).unwrap();
+        }
+        let late = now + Duration::from_millis(120);
+        for n in 1..3 {
+            for (track, timestamp) in [(0, 46_000), (1, 900_000)] {
+                publishing.packet(late, track, report(95 + 5 * u32::from(n), timestamp), false, &mut out).unwrap();
+            }
+            for (track, packet) in packets(n) {
+                publishing.packet(late, track, packet, false, &mut out).unwrap();
+            }
+        }
+        let times = times(&mut out);
+        [Track::Video, Track::Audio]
+            .map(|track| times.iter().filter(|(own, _)| *own == track).map(|(_, at)| *at).collect())
+    }
+
+    #[test]
+    fn tracks_without_reports_begin_where_they_arrive_and_the_early_one_is_moved_once() {
+        assert_eq!(tied_late(1), [vec![9_000, 9_000, 12_600, 16_200], vec![0, 12_600, 16_200]]);
+        assert_eq!(tied_late(0), [vec![0, 0, 12_600, 16_200], vec![9_000, 12_600, 16_200]]);
     }
 
     #[test]

@@ -97,8 +97,7 @@ fn is_live(gateway: &Gateway, name: &str) -> bool {
 
 /// All a viewer gets of a stream that is still to come.
 fn viewer(gateway: &Gateway, name: &str) -> JoinHandle<Vec<Unit>> {
-    let (media, path) = (gateway.options.media, format!("/{name}.flv"));
-    std::thread::spawn(move || Flv::get(media, &path).frames())
+    Flv::frames_to_come(gateway.options.media, &format!("/{name}.flv"))
 }
 
 fn pictures(units: &[Unit]) -> Vec<&Unit> {
