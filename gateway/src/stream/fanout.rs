@@ -396,7 +396,7 @@ pub(super) async fn run(hub: Rc<Hub>) {
 /// Visits the picked viewers of all sources; whether some have more to get at once.
 async fn pass(hub: &Hub, pick: Pick) -> bool {
     let mut more = false;
-    for source in hub.due(pick) {
+    for source in hub.due(pick, Instant::now()) {
         let mut place = Place::default();
         loop {
             let (tally, goes_on) = source.borrow_mut().flush(&mut place, pick, hub.rules.patience);

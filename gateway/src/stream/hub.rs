@@ -3,14 +3,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
 use device_models::Report;
 use protocols::media::{Container, StreamName, Unit};
 use protocols::{Input, Outbox, Output};
@@ -23,8 +21,8 @@ use super::audience::ViewerInfo;
 use super::camera::Camera;
 use super::fanout::{Pick, Place, Tally};
 use super::gate::{Bell, Gate};
+use super::gather::Reads;
 use super::info::ThreadInfo;
-use super::socket::Socket;
 use super::sound::{self, Treatment};
 use super::source::{Generation, News, Source};
 use super::unsaid::Unsaid;
@@ -71,9 +69,6 @@ impl fmt::Display for Origin {
     }
 }
 
-/// Room for one read from a publisher, bytes: a frame of an ordinary camera in one or two reads.
-pub(super) const READ_LEN: usize = 16 * 1024;
-
 pub(super) type SharedSource = Rc<RefCell<Source>>;
 
 pub(super) struct Hub {
@@ -97,8 +92,7 @@ pub(super) struct Hub {
     lag: Cell<Duration>,
     bytes_in: Cell<u64>,
     bytes_out: Cell<u64>,
-    /// Where publishers' reads go first; made by the first.
-    scratch: RefCell<Vec<u8>>,
+    pub(super) reads: Reads,
 }
 
 impl Hub {
@@ -124,7 +118,7 @@ impl Hub {
             lag: Cell::default(),
             bytes_in: Cell::default(),
             bytes_out: Cell::default(),
-            scratch: RefCell::default(),
+            reads: Reads::new(Instant::now()),
         }
     }
 
@@ -194,15 +188,6 @@ impl Hub {
         self.shared.refused.publishers.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Reads from a publisher and adds what came to `unread`.
-    pub(super) fn read(&self, socket: &mut Socket, unread: &mut BytesMut) -> io::Result<usize> {
-        let mut scratch = self.scratch.borrow_mut();
-        scratch.resize(READ_LEN, 0);
-        let read = socket.try_read(&mut scratch)?;
-        unread.extend_from_slice(scratch.get(..read).unwrap_or_default());
-        Ok(read)
-    }
-
     /// Takes a publisher's unit.
     pub(super) fn push(self: &Rc<Self>, source: &SharedSource, unit: Unit) {
         self.bytes_in.set(self.bytes_in.get() + unit.data.len() as u64);
@@ -232,6 +217,7 @@ impl Hub {
         }
         let Some(within) = news.within else { return };
         let at = Instant::now() + within;
+        source.borrow_mut().visit_by(at);
         if self.visit_at.get().is_none_or(|before| at < before) {
             self.visit_at.set(Some(at));
             self.wake.notify_one();
@@ -316,17 +302,21 @@ impl Hub {
 
     // --- the loop of fanout.rs ---
 
-    /// Sources a pass has to visit.
-    pub(super) fn due(&self, pick: Pick) -> Vec<SharedSource> {
+    /// Sources a pass that begins now has to visit.
+    pub(super) fn due(&self, pick: Pick, now: Instant) -> Vec<SharedSource> {
         if matches!(pick, Pick::All | Pick::Phase(..)) {
             self.visit_at.set(None);
         }
         match pick {
             Pick::All => {
-                let due = self.dirty.take();
+                // One whose sound waits for its picture is not visited for another's.
+                let is_due = |source: &SharedSource| source.borrow().visit_at().is_none_or(|at| at <= now);
+                let (due, later): (Vec<_>, Vec<_>) = self.dirty.take().into_iter().partition(is_due);
                 for source in &due {
                     source.borrow_mut().take_due(pick);
                 }
+                self.visit_at.set(later.iter().filter_map(|source| source.borrow().visit_at()).min());
+                self.dirty.replace(later);
                 due
             }
             Pick::Phase(..) => {
@@ -397,6 +387,7 @@ impl Hub {
             let used_now = cpu_time();
             self.measured.set((now, used_now));
             self.window.borrow_mut().measured(used_now.saturating_sub(used).as_secs_f64() / span.as_secs_f64());
+            self.reads.measured(self.window.borrow().busy(), span);
         }
     }
 

@@ -12,7 +12,8 @@ use tokio::io::Interest;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::hub::{Hub, Origin, READ_LEN, SharedSource, refuse};
+use super::gather::READ_LEN;
+use super::hub::{Hub, Origin, SharedSource, refuse};
 use super::socket::Socket;
 use super::source::Generation;
 use super::{Handover, feed, sockets};
@@ -35,6 +36,8 @@ struct Ingest {
     limits: Limits,
     answers: BytesMut,
     heard: Instant,
+    /// When to read next, where nobody says when something came.
+    read_at: Option<Instant>,
     stay: Option<Stay>,
 }
 
@@ -55,8 +58,20 @@ pub(super) async fn run(hub: Rc<Hub>, stream: StreamName, handover: Handover) {
         Ok(socket) => {
             let answers = BytesMut::new();
             let (hub, source, heard) = (hub.clone(), source.clone(), Instant::now());
-            let mut ingest =
-                Ingest { hub, source, generation, socket, session, outbox, unread, limits, answers, heard, stay };
+            let mut ingest = Ingest {
+                hub,
+                source,
+                generation,
+                socket,
+                session,
+                outbox,
+                unread,
+                limits,
+                answers,
+                heard,
+                read_at: None,
+                stay,
+            };
             let reason = ingest.talk(&stop).await;
             ingest.goodbye(&reason);
             reason
@@ -83,6 +98,7 @@ impl Ingest {
             }
             let silent_at = self.heard + silence_max;
             let wake_at = self.session.deadline().map_or(silent_at, |deadline| deadline.min(silent_at));
+            let wake_at = self.read_at.map_or(wake_at, |read_at| read_at.min(wake_at));
             if alarm.is_elapsed() || wake_at < alarm.deadline().into() {
                 alarm.as_mut().reset(wake_at.into());
             }
@@ -97,8 +113,11 @@ impl Ingest {
                 }
                 () = alarm.as_mut() => {}
             }
-            let outcome =
-                self.read().and_then(|()| self.tick(silent_at, silence_max, stop)).and_then(|()| self.understand());
+            let outcome = self
+                .read()
+                .and_then(|came| self.pace(came))
+                .and_then(|()| self.tick(silent_at, silence_max, stop))
+                .and_then(|()| self.understand());
             if let Err(reason) = outcome {
                 return reason;
             }
@@ -119,25 +138,38 @@ impl Ingest {
         feed::stopped(self.source.borrow().is_current(self.generation))
     }
 
-    /// Reads what is there, within bounds.
-    fn read(&mut self) -> Result<(), String> {
+    /// Reads what is there, within bounds; how much came.
+    fn read(&mut self) -> Result<usize, String> {
+        let mut came = 0;
         for _ in 0..READS_MAX {
             if !self.may_read() {
                 break;
             }
-            match self.hub.read(&mut self.socket, &mut self.unread) {
+            match self.hub.reads.read(&mut self.socket, &mut self.unread) {
                 Ok(0) => return Err("the publisher closed the connection".to_owned()),
                 Ok(read) => {
+                    came += read;
                     self.heard = Instant::now();
                     self.understand()?;
                     if read < READ_LEN {
-                        return Ok(());
+                        break;
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(format!("the connection broke: {error}")),
             }
         }
+        Ok(came)
+    }
+
+    /// Has the socket watched, or says when to read it next.
+    fn pace(&mut self, came: usize) -> Result<(), String> {
+        // What waits to be written needs to be told when it may go on.
+        let watched = !self.hub.reads.are_gathered() || !self.answers.is_empty();
+        if watched != self.socket.is_watched() {
+            self.socket.watch(watched).map_err(|error| format!("the connection broke: {error}"))?;
+        }
+        self.read_at = (!self.socket.is_watched()).then(|| self.hub.reads.next(Instant::now(), came));
         Ok(())
     }
 
@@ -167,10 +199,7 @@ impl Ingest {
                 break;
             }
         }
-        if self.unread.is_empty() {
-            // A thousand publishers must not keep a buffer each.
-            self.unread = BytesMut::new();
-        }
+        self.hub.reads.take_back(&mut self.unread);
         if self.unread.len() >= self.limits.frame_max && !self.session.paused() {
             return Err(format!("a frame of more than {} bytes", self.limits.frame_max));
         }

@@ -1,6 +1,6 @@
 //! The streaming core: publishers and viewers of live streams, on threads of their own.
 //!
-//! Each stream lives on one pinned thread, from its first publisher until its last grace time: ingest (`ingest.rs`),
+//! Each stream lives on one pinned thread, from its first publisher until its last grace time: ingest (`ingest.rs`, `gather.rs`),
 //! what is kept (`recent.rs`, `log.rs`, `gop.rs`), viewers (`cursor.rs`, `viewer.rs`, `gate.rs`, `fanout.rs`, `audience.rs`),
 //! audio that has to become another (`sound.rs`, `transcode.rs`) and the camera as a thing (`camera.rs`, `unsaid.rs`); a stream hotter
 //! than one core spills to others (`spill.rs`). Tasks of the control plane take units out by a `tap.rs` and put them in by a `feed.rs`. The threads share nothing but
@@ -16,6 +16,7 @@ mod fanout;
 mod feed;
 mod figures;
 mod gate;
+mod gather;
 mod gop;
 mod hub;
 mod info;

@@ -5,7 +5,7 @@
 //! encrypted before is with the kernel, so that at most [`ENCRYPTED_MAX`] bytes wait in here and a slow viewer's lag
 //! stays where it is bounded: in the shared log. Must not be in here: handshakes (`transport`), certificates (`tls`).
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::task::{Context, Waker};
 
@@ -65,6 +65,10 @@ impl Parked {
 pub(super) enum Socket {
     Plain(TcpStream),
     Tls(Box<Tls>),
+    /// Plain, and the kernel does not announce what comes.
+    Unwatched(std::net::TcpStream),
+    /// Lost between the two.
+    Gone,
 }
 
 #[derive(Debug)]
@@ -74,13 +78,30 @@ pub(super) struct Tls {
 }
 
 impl Socket {
-    /// Resolves when a read or write may get on. Decrypted bytes that were not read count: their socket is readable.
+    /// Has the kernel announce what comes, or not: then what comes wakes nobody, and who wants it reads when its time has
+    /// come. A TLS connection is always watched. After an error the connection is lost.
+    pub(super) fn watch(&mut self, watched: bool) -> io::Result<()> {
+        *self = match std::mem::replace(self, Self::Gone) {
+            Self::Plain(tcp) if !watched => Self::Unwatched(tcp.into_std()?),
+            Self::Unwatched(tcp) if watched => Self::Plain(TcpStream::from_std(tcp)?),
+            same => same,
+        };
+        Ok(())
+    }
+
+    pub(super) fn is_watched(&self) -> bool {
+        matches!(self, Self::Plain(_) | Self::Tls(_))
+    }
+
+    /// Resolves when a read or write may get on. Decrypted bytes that were not read count: their socket is readable. Never
+    /// resolves while nobody watches.
     pub(super) async fn ready(&self, interest: Interest) -> io::Result<()> {
+        let Some(tcp) = self.tcp() else { return pending().await };
         if interest == Interest::READABLE {
             // Nobody else waits for this one: the one reader's place costs less than one among any number.
-            return poll_fn(|context| self.tcp().poll_read_ready(context)).await;
+            return poll_fn(|context| tcp.poll_read_ready(context)).await;
         }
-        self.tcp().ready(interest).await.map(drop)
+        tcp.ready(interest).await.map(drop)
     }
 
     /// 0: the peer closed its side.
@@ -88,6 +109,8 @@ impl Socket {
         match self {
             Self::Plain(tcp) => read_dry(tcp, buffer),
             Self::Tls(tls) => tls.read(buffer),
+            Self::Unwatched(tcp) => tcp.read(buffer),
+            Self::Gone => Ok(0),
         }
     }
 
@@ -95,6 +118,8 @@ impl Socket {
         match self {
             Self::Plain(tcp) => tcp.try_write(bytes),
             Self::Tls(tls) => tls.write(&[IoSlice::new(bytes)], false),
+            Self::Unwatched(tcp) => tcp.write(bytes),
+            Self::Gone => Ok(0),
         }
     }
 
@@ -108,30 +133,33 @@ impl Socket {
                 _ => tcp.try_write_vectored(slices),
             },
             Self::Tls(tls) => tls.write(slices, direct),
+            Self::Unwatched(tcp) => tcp.write_vectored(slices),
+            Self::Gone => Ok(0),
         }
     }
 
     /// Whether the kernel takes no more for now, after a write that took all (or not all) of what it was offered.
     pub(super) fn is_full(&self, took_all: bool) -> bool {
         match self {
-            Self::Plain(_) => !took_all,
             Self::Tls(tls) => tls.tls.wants_write(),
+            Self::Plain(_) | Self::Unwatched(_) | Self::Gone => !took_all,
         }
     }
 
     /// Has the waker told when the kernel takes more, after it took no more or not all; `true` when it does already.
     pub(super) fn wake_when_writable(&self, waker: &Waker) -> bool {
+        let Some(tcp) = self.tcp() else { return true };
         // To the runtime a write that was taken in part says nothing; to the kernel it says that an edge is wanted.
-        let told = self.tcp().try_io(Interest::WRITABLE, || Err::<(), _>(ErrorKind::WouldBlock.into()));
+        let told = tcp.try_io(Interest::WRITABLE, || Err::<(), _>(ErrorKind::WouldBlock.into()));
         debug_assert!(told.is_err(), "the kernel is full");
-        self.tcp().poll_write_ready(&mut Context::from_waker(waker)).is_ready()
+        tcp.poll_write_ready(&mut Context::from_waker(waker)).is_ready()
     }
 
     /// Hands the kernel what was encrypted and not yet taken; `WouldBlock` while it does not take all.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::Plain(_) => Ok(()),
             Self::Tls(tls) => tls.flush(false),
+            Self::Plain(_) | Self::Unwatched(_) | Self::Gone => Ok(()),
         }
     }
 
@@ -144,10 +172,12 @@ impl Socket {
         }
     }
 
-    fn tcp(&self) -> &TcpStream {
+    /// The connection as the runtime watches it.
+    fn tcp(&self) -> Option<&TcpStream> {
         match self {
-            Self::Plain(tcp) => tcp,
-            Self::Tls(tls) => &tls.tcp,
+            Self::Plain(tcp) => Some(tcp),
+            Self::Tls(tls) => Some(&tls.tcp),
+            Self::Unwatched(_) | Self::Gone => None,
         }
     }
 }
@@ -233,5 +263,55 @@ impl Write for Tcp<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    fn pair() -> (Socket, std::net::TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let theirs = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (ours, _) = listener.accept().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        (Parked::Plain(ours).register().unwrap(), theirs)
+    }
+
+    /// Reads until something is there: loopback delivers at once, but not before the write returns.
+    async fn read(socket: &mut Socket) -> Vec<u8> {
+        let mut buffer = [0; 16];
+        loop {
+            match socket.try_read(&mut buffer) {
+                Ok(read) => return buffer[..read].to_vec(),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_nobody_watches_wakes_nobody_and_is_read_when_asked() {
+        let (mut socket, mut peer) = pair();
+        socket.watch(false).unwrap();
+        assert!(!socket.is_watched());
+        peer.write_all(b"one").unwrap();
+        assert_eq!(read(&mut socket).await, b"one");
+        peer.write_all(b"two").unwrap();
+        assert!(timeout(Duration::from_millis(20), socket.ready(Interest::READABLE)).await.is_err());
+        // What came meanwhile is announced when it is watched again.
+        socket.watch(true).unwrap();
+        timeout(Duration::from_secs(5), socket.ready(Interest::READABLE)).await.unwrap().unwrap();
+        assert_eq!(read(&mut socket).await, b"two");
+        socket.watch(false).unwrap();
+        assert_eq!(socket.try_write(b"answer").unwrap(), 6);
+        peer.read_exact(&mut [0; 6]).unwrap();
+        drop(peer);
+        assert_eq!(timeout(Duration::from_secs(5), read(&mut socket)).await.unwrap(), b"", "its end is seen");
     }
 }

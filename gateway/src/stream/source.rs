@@ -28,8 +28,8 @@ use super::viewer::{Closed, Viewer};
 const IDLE_MAX: Duration = Duration::from_secs(10);
 
 /// Where video flows, an audio unit goes out with the next frame, or after this long: a write costs more than its bytes,
-/// and a player holds sound back for its picture anyway.
-const SOUND_WAIT: Duration = Duration::from_millis(40);
+/// and a player holds sound back for its picture anyway. More than a frame at 25 fps, since frames come unevenly.
+const SOUND_WAIT: Duration = Duration::from_millis(60);
 
 /// Video flows while the newest frame is at most this far behind the sound, media clock ticks.
 const VIDEO_NEAR: i64 = 9_000;
@@ -95,6 +95,8 @@ pub(super) struct Source {
     pub(super) camera: Camera,
     /// Flush phases that have not seen the newest units.
     due: usize,
+    /// When they are to be seen at the latest, where nothing is collected for a merge window.
+    visit_at: Option<Instant>,
 }
 
 impl Source {
@@ -122,6 +124,7 @@ impl Source {
             counters: StreamCounters::default(),
             camera,
             due: 0,
+            visit_at: None,
         }
     }
 
@@ -370,11 +373,20 @@ impl Source {
         configs.chain(self.recent.units().map(|(_, unit)| unit.clone())).collect()
     }
 
+    /// What is new is to be seen by then, if not before.
+    pub(super) fn visit_by(&mut self, at: Instant) {
+        self.visit_at = Some(self.visit_at.map_or(at, |before| before.min(at)));
+    }
+
+    pub(super) fn visit_at(&self) -> Option<Instant> {
+        self.visit_at
+    }
+
     /// Whether a pass has to look at this source; a phase of a pass counts the news down.
     pub(super) fn take_due(&mut self, pick: Pick) -> bool {
         match pick {
-            Pick::All => self.due = 0,
-            Pick::Phase(..) => self.due = self.due.saturating_sub(1),
+            Pick::All => (self.due, self.visit_at) = (0, None),
+            Pick::Phase(..) => (self.due, self.visit_at) = (self.due.saturating_sub(1), None),
             Pick::Ready | Pick::Sweep => {}
         }
         self.due > 0

@@ -159,7 +159,7 @@ impl ChunkReader {
         let Some((place, left)) = self.current else { return Ok(None) };
         let Some(stream) = self.streams.get_mut(place) else { return Ok(None) };
         let now = left.min(buffer.len());
-        let piece = buffer.split_to(now);
+        let Some(piece) = buffer.get(..now) else { return Ok(None) };
         self.taken += now as u64;
         self.current = (now < left).then_some((place, left - now));
         if stream.partial.is_empty() {
@@ -172,7 +172,8 @@ impl ChunkReader {
         if self.held > held_max {
             return Err(FrameError::HeldTooMuch { max: held_max });
         }
-        stream.partial.extend_from_slice(&piece);
+        stream.partial.extend_from_slice(piece);
+        buffer.advance(now);
         if stream.partial.len() < stream.length {
             return Ok(None);
         }
