@@ -45,7 +45,7 @@ impl Recent {
     }
 
     /// Takes the next unit in; `true` when the GOP just went over the limits.
-    pub(super) fn push(&mut self, mark: Mark, unit: &Unit) -> bool {
+    pub(super) fn push(&mut self, mark: Mark, unit: Unit) -> bool {
         if mark == Mark::Key {
             self.clear();
             self.video = true;
@@ -53,24 +53,25 @@ impl Recent {
         if self.over {
             return false;
         }
+        let dts_90k = unit.dts_90k;
         self.bytes += unit.data.len() as u64;
-        self.units.push_back(Kept { mark, unit: unit.clone(), place: None, shared: false });
+        self.units.push_back(Kept { mark, unit, place: None, shared: false });
         if self.video {
-            self.over = self.beyond(unit, self.keep.span_max);
+            self.over = self.beyond(dts_90k, self.keep.span_max);
             if self.over {
                 self.units = VecDeque::new();
                 (self.bytes, self.shared) = (0, 0);
             }
             return self.over;
         }
-        while self.beyond(unit, AUDIO_SPAN.min(self.keep.span_max)) {
+        while self.beyond(dts_90k, AUDIO_SPAN.min(self.keep.span_max)) {
             self.drop_first();
         }
         false
     }
 
-    fn beyond(&self, newest: &Unit, span_max: i64) -> bool {
-        let span = self.units.front().map_or(0, |first| newest.dts_90k - first.unit.dts_90k);
+    fn beyond(&self, newest_90k: i64, span_max: i64) -> bool {
+        let span = self.units.front().map_or(0, |first| newest_90k - first.unit.dts_90k);
         !self.units.is_empty()
             && (self.bytes > self.keep.bytes_max || self.units.len() > self.keep.units_max || span > span_max)
     }
@@ -163,8 +164,8 @@ mod tests {
     #[test]
     fn units_point_into_a_sealed_block() {
         let mut recent = Recent::new(Keep::new(1024, 10));
-        recent.push(Mark::Key, &unit(0, b"key"));
-        recent.push(Mark::Video, &unit(1, b"delta"));
+        recent.push(Mark::Key, unit(0, b"key"));
+        recent.push(Mark::Video, unit(1, b"delta"));
         place(&mut recent, &[102, 110]);
         assert_eq!(recent.own_bytes(), 8);
         let block = Bytes::from_static(b"..key.....delta.");
@@ -178,7 +179,7 @@ mod tests {
     #[test]
     fn a_unit_of_another_block_keeps_its_own() {
         let mut recent = Recent::new(Keep::new(1024, 10));
-        recent.push(Mark::Key, &unit(0, b"key"));
+        recent.push(Mark::Key, unit(0, b"key"));
         place(&mut recent, &[90]);
         recent.share(100, &Bytes::from_static(b"0123456789"));
         assert_eq!(recent.own_bytes(), 3);

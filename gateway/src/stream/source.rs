@@ -213,11 +213,11 @@ impl Source {
             self.counters.repeated_configs += 1;
             return News::default();
         }
-        self.spread(&unit, told, patience, phases)
+        self.spread(unit, told, patience, phases)
     }
 
     /// Gives a unit to all who want it.
-    fn spread(&mut self, unit: &Unit, told: Change, patience: &Patience, phases: usize) -> News {
+    fn spread(&mut self, unit: Unit, told: Change, patience: &Patience, phases: usize) -> News {
         let mark = match (unit.track, unit.kind) {
             (Track::Data, _) | (_, Kind::Config) => Mark::Config,
             (Track::Video, Kind::Key) => Mark::Key,
@@ -230,36 +230,41 @@ impl Source {
             self.figures.key(unit.dts_90k);
         } else if told == Change::New || !self.told.has_video() {
             // A track that came late is news to those who join at an older key frame too.
-            self.key_tracks.note(unit);
+            self.key_tracks.note(&unit);
         }
         if mark == Mark::Key || told != Change::None {
             self.renditions.iter_mut().for_each(Rendition::tracks_changed);
         }
-        self.counters.gops_over_limit += u64::from(self.recent.push(mark, unit));
-        for (at, rendition) in self.renditions.iter_mut().enumerate() {
-            let place = rendition.append(unit, mark, &self.key_tracks, patience);
-            if at == 0 {
-                self.recent.follow(rendition.log(), self.recent.len().saturating_sub(1), place);
-            }
+        let mut append = |rendition: &mut Rendition| rendition.append(&unit, mark, &self.key_tracks, patience);
+        let mut renditions = self.renditions.iter_mut();
+        let place = renditions.next().and_then(&mut append);
+        for rendition in renditions {
+            append(rendition);
         }
         let transcoded = unit.codec == Codec::Aac && self.treatment.transcodes();
         for tap in self.taps.iter_mut().filter(|tap| !(transcoded && tap.plays_g711())) {
-            tap.offer(mark, unit, &self.key_tracks);
+            tap.offer(mark, &unit, &self.key_tracks);
         }
         if !self.replicas.is_empty() {
-            self.replicas.iter_mut().for_each(|replica| replica.add(mark, unit));
+            self.replicas.iter_mut().for_each(|replica| replica.add(mark, &unit));
             self.tell_replicas();
         }
-        if unit.track == Track::Video {
-            self.video_dts = Some(unit.dts_90k);
+        let (track, dts_90k) = (unit.track, unit.dts_90k);
+        // Last: where nobody watches, the unit is moved and its bytes are never shared.
+        self.counters.gops_over_limit += u64::from(self.recent.push(mark, unit));
+        if let Some(rendition) = self.renditions.first() {
+            self.recent.follow(rendition.log(), self.recent.len().saturating_sub(1), place);
+        }
+        if track == Track::Video {
+            self.video_dts = Some(dts_90k);
         }
         if !self.renditions.iter().any(|rendition| !rendition.viewers.is_empty()) {
             return News::default();
         }
         let first = std::mem::replace(&mut self.due, phases) == 0;
         // Sound goes out with the picture that is about to come: a write a frame is enough.
-        let near = |video: i64| (0..VIDEO_NEAR).contains(&unit.dts_90k.saturating_sub(video));
-        let waits = unit.track == Track::Audio && self.video_dts.is_some_and(near);
+        let near = |video: i64| (0..VIDEO_NEAR).contains(&dts_90k.saturating_sub(video));
+        let waits = track == Track::Audio && self.video_dts.is_some_and(near);
         News { first, within: Some(if waits { SOUND_WAIT } else { Duration::ZERO }) }
     }
 
@@ -345,7 +350,7 @@ impl Source {
                 self.figures.bytes(unit.data.len());
                 self.tracks.note(&unit);
                 let told = self.told.note(&unit);
-                self.spread(&unit, told, patience, phases)
+                self.spread(unit, told, patience, phases)
             }
         }
     }

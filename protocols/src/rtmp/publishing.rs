@@ -18,11 +18,11 @@ pub(super) struct Publishing {
 impl Publishing {
     /// Turns a media message into units. A broken unit is a recoverable fault; video we cannot carry is fatal, audio
     /// is left out after one fault.
-    pub(super) fn message(&mut self, message: &Message, out: &mut Outbox) -> Result<(), Fault> {
+    pub(super) fn message(&mut self, message: Message, out: &mut Outbox) -> Result<(), Fault> {
         if message.type_id == kind::AGGREGATE {
             return self.aggregate(message, out);
         }
-        let mut body = message.payload.clone();
+        let mut body = message.payload;
         let tag = match message.type_id {
             kind::DATA_AMF3 => {
                 // Script data behind one byte that says how it is encoded.
@@ -60,8 +60,8 @@ impl Publishing {
     }
 
     /// 7.1.6: FLV tags in one message; their times count from the first tag's.
-    fn aggregate(&mut self, message: &Message, out: &mut Outbox) -> Result<(), Fault> {
-        let mut rest = message.payload.clone();
+    fn aggregate(&mut self, message: Message, out: &mut Outbox) -> Result<(), Fault> {
+        let mut rest = message.payload;
         let mut first = None;
         let mut outcome = Ok(());
         while let Some(&[type_id, l0, l1, l2, t0, t1, t2, high, _, _, _]) = rest.first_chunk() {
@@ -138,21 +138,21 @@ mod tests {
             payload.put_slice(&[0, 0, 0, 0, 0xaf, 1, byte, 0, 0, 0, 14]);
         }
         let (mut publishing, mut out) = (Publishing::default(), Outbox::default());
-        publishing.message(&message(kind::AGGREGATE, &payload), &mut out).unwrap();
+        publishing.message(message(kind::AGGREGATE, &payload), &mut out).unwrap();
         let expected = [(1_000, Bytes::from_static(&[1])), (1_023, Bytes::from_static(&[2]))];
         assert_eq!(units(&mut out), expected);
         let cut = payload.len() - 6;
-        assert!(publishing.message(&message(kind::AGGREGATE, &payload[..cut]), &mut out).is_err());
+        assert!(publishing.message(message(kind::AGGREGATE, &payload[..cut]), &mut out).is_err());
     }
 
     #[test]
     fn video_we_cannot_carry_is_fatal_and_audio_is_said_once() {
         let (mut publishing, mut out) = (Publishing::default(), Outbox::default());
-        let fault = publishing.message(&message(kind::VIDEO, &[0x22, 0, 0]), &mut out).unwrap_err();
+        let fault = publishing.message(message(kind::VIDEO, &[0x22, 0, 0]), &mut out).unwrap_err();
         assert!(fault.fatal && fault.what.contains("codec 2"), "{fault}");
         let speex = message(kind::AUDIO, &[0xb2, 1]);
-        assert!(!publishing.message(&speex, &mut out).unwrap_err().fatal);
-        assert_eq!(publishing.message(&speex, &mut out), Ok(()));
+        assert!(!publishing.message(speex.clone(), &mut out).unwrap_err().fatal);
+        assert_eq!(publishing.message(speex, &mut out), Ok(()));
         assert!(out.is_empty());
     }
 }

@@ -95,8 +95,8 @@ impl Demux {
             return Err(MediaError::Limit { part: "tag", what: "bytes", max: Unit::LEN_MAX });
         }
         let (track, body) = match tag {
-            TagType::Audio => (Track::Audio, self.audio(&body)?),
-            TagType::Video => (Track::Video, self.video(&body)?),
+            TagType::Audio => (Track::Audio, self.audio(body)?),
+            TagType::Video => (Track::Video, self.video(body)?),
             TagType::Script => return script(dts_ms, body).map(Some),
         };
         let Some(Body { codec, kind, composition_ms, data }) = body else { return Ok(None) };
@@ -115,9 +115,9 @@ impl Demux {
     }
 
     /// E.4.3.1; Enhanced RTMP where the first bit is set.
-    fn video(&mut self, body: &Bytes) -> Result<Option<Body>, MediaError> {
+    fn video(&mut self, body: Bytes) -> Result<Option<Body>, MediaError> {
         const PART: &str = "video tag";
-        let mut head = ByteReader::new(PART, body);
+        let mut head = ByteReader::new(PART, &body);
         let first = head.u8()?;
         let frame_type = first >> 4 & 7;
         let (codec, packet, at) = if first & 0x80 == 0 {
@@ -139,12 +139,12 @@ impl Demux {
                 _ => return Ok(None),
             }
         } else {
-            match self.piece(Track::Video, Pieces::video(PART, body)?)? {
+            match self.piece(Track::Video, Pieces::video(PART, &body)?)? {
                 Some((codec, packet, at)) => (codec, packet, at),
                 None => return Ok(None),
             }
         };
-        let mut data = body.slice(at);
+        let mut data = part(body, at);
         let composed = packet == CODED_FRAMES && matches!(codec, Codec::H264 | Codec::H265);
         let composition_ms = if composed { ByteReader::new(PART, &data).i24()? } else { 0 };
         data.advance(if composed { 3 } else { 0 });
@@ -158,11 +158,11 @@ impl Demux {
     }
 
     /// E.4.2.1; Enhanced RTMP where the sound format says so.
-    fn audio(&mut self, body: &Bytes) -> Result<Option<Body>, MediaError> {
+    fn audio(&mut self, body: Bytes) -> Result<Option<Body>, MediaError> {
         const PART: &str = "audio tag";
-        let mut head = ByteReader::new(PART, body);
+        let mut head = ByteReader::new(PART, &body);
         let (codec, packet, at) = match head.u8()? >> 4 {
-            EX_AUDIO => match self.piece(Track::Audio, Pieces::audio(PART, body)?)? {
+            EX_AUDIO => match self.piece(Track::Audio, Pieces::audio(PART, &body)?)? {
                 Some(piece) => piece,
                 None => return Ok(None),
             },
@@ -178,7 +178,7 @@ impl Demux {
             CODED_FRAMES => Kind::Key,
             _ => return Ok(None),
         };
-        Ok(Some(Body { codec, kind, composition_ms: 0, data: body.slice(at) }))
+        Ok(Some(Body { codec, kind, composition_ms: 0, data: part(body, at) }))
     }
 
     /// The piece of the track that is carried: codec, packet type, place in the body.
@@ -260,6 +260,13 @@ impl Demux {
         }
         Ok(wide)
     }
+}
+
+/// A part of a body, which is only shared where something follows: to share costs an allocation.
+fn part(mut body: Bytes, at: std::ops::Range<usize>) -> Bytes {
+    body.truncate(at.end);
+    body.advance(at.start.min(body.len()));
+    body
 }
 
 /// E.4.4; the publisher's `@setDataFrame` is taken off.

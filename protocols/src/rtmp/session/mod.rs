@@ -141,7 +141,7 @@ impl RtmpSession {
             let message = self.reader.read(buffer).map_err(|error| Fault::fatal(error.to_string()))?;
             let Some(message) = message else { break };
             self.acknowledge(out);
-            self.message(&message, out)?;
+            self.message(message, out)?;
         }
         Ok(())
     }
@@ -175,9 +175,9 @@ impl RtmpSession {
         out.send(bytes.freeze());
     }
 
-    fn message(&mut self, message: &Message, out: &mut Outbox) -> Result<(), Fault> {
+    fn message(&mut self, message: Message, out: &mut Outbox) -> Result<(), Fault> {
         match message.type_id {
-            kind::COMMAND | kind::COMMAND_AMF3 => self.command(message, out),
+            kind::COMMAND | kind::COMMAND_AMF3 => self.command(&message, out),
             kind::AUDIO | kind::VIDEO | kind::DATA | kind::DATA_AMF3 | kind::AGGREGATE => self.media(message, out),
             kind::WINDOW_SIZE => {
                 let window = message.payload.first_chunk().map(|bytes| u32::from_be_bytes(*bytes));
@@ -195,7 +195,7 @@ impl RtmpSession {
         }
     }
 
-    fn media(&mut self, message: &Message, out: &mut Outbox) -> Result<(), Fault> {
+    fn media(&mut self, message: Message, out: &mut Outbox) -> Result<(), Fault> {
         match &mut self.role {
             Role::Publishing(publishing) => {
                 let outcome = publishing.message(message, out);
