@@ -1,6 +1,6 @@
 //! The exchange behind the MQTT door: who subscribed to what, what is retained, what waits for whom, who may.
 //!
-//! `topics.rs` routes (`rumqttd/` carries, where it is built in and chosen), `sessions.rs` queues, `retained.rs` remembers, `keep.rs` survives, `access.rs` permits; `core.rs`
+//! `topics.rs` routes (`rumqttd/` carries, where it is built in and chosen), `sessions.rs` queues, `retained.rs` remembers, `keep.rs` survives, `access.rs` permits; `core/`
 //! holds them together under one short lock. The words to and from a session are [`protocols::exchange`]; must not be in
 //! here: packets, sockets, what a payload means.
 //!

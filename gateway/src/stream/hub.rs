@@ -28,17 +28,14 @@ use super::source::{Generation, News, Source};
 use super::unsaid::Unsaid;
 use super::viewer::{Account, Viewer};
 use super::window::Window;
-use super::{Handover, Order, Rules, Shared, fanout, feed, ingest, sockets};
-use crate::{clock, threads};
+use super::{Handover, Order, Rules, Shared, fanout, sockets};
+use crate::clock;
 
 /// How often a thread looks at all its streams and viewers.
 pub(super) const SWEEP: Duration = Duration::from_secs(1);
 
 /// How often the busy fraction is measured.
 const MEASURE: Duration = Duration::from_millis(250);
-
-/// How long cameras' last words may wait for the intake when the gateway stops.
-const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 
 /// Where a publisher is.
 #[derive(Debug, Clone)]
@@ -76,9 +73,9 @@ pub(super) struct Hub {
     index: usize,
     thread: String,
     cpu: usize,
-    shared: Arc<Shared>,
-    unsaid: Rc<Unsaid>,
-    sources: RefCell<Vec<SharedSource>>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) unsaid: Rc<Unsaid>,
+    pub(super) sources: RefCell<Vec<SharedSource>>,
     /// Sources with units that viewers have not seen.
     dirty: RefCell<Vec<SharedSource>>,
     visit_at: Cell<Option<Instant>>,
@@ -96,7 +93,13 @@ pub(super) struct Hub {
 }
 
 impl Hub {
-    fn new(index: usize, thread: String, cpu: usize, shared: Arc<Shared>, reports: mpsc::Sender<Report>) -> Self {
+    pub(super) fn new(
+        index: usize,
+        thread: String,
+        cpu: usize,
+        shared: Arc<Shared>,
+        reports: mpsc::Sender<Report>,
+    ) -> Self {
         let rules = shared.rules.clone();
         let window = Window::new(rules.window_min_ms, rules.window_max_ms);
         let unsaid = Unsaid::new(reports, rules.sources_max, shared.words_lost.clone());
@@ -250,7 +253,7 @@ impl Hub {
 
     // --- viewers ---
 
-    fn watch(&self, name: &StreamName, container: Container, handover: Handover) {
+    pub(super) fn watch(&self, name: &StreamName, container: Container, handover: Handover) {
         let Some(source) = self.find(name).or_else(|| self.replicate(name)) else {
             self.shared.refused.orphans.fetch_add(1, Ordering::Relaxed);
             self.shared.viewers.fetch_sub(1, Ordering::Relaxed);
@@ -283,11 +286,11 @@ impl Hub {
         Account::new(self.shared.viewer_ids.fetch_add(1, Ordering::Relaxed), peer, clock::now_us())
     }
 
-    fn audience(&self, stream: &StreamName) -> Vec<ViewerInfo> {
+    pub(super) fn audience(&self, stream: &StreamName) -> Vec<ViewerInfo> {
         self.find(stream).map(|source| source.borrow().audience(&self.thread)).unwrap_or_default()
     }
 
-    fn dismiss(&self, stream: &StreamName, id: u64) -> bool {
+    pub(super) fn dismiss(&self, stream: &StreamName, id: u64) -> bool {
         let tally = self.find(stream).and_then(|source| source.borrow_mut().dismiss(id, Instant::now()));
         tally.inspect(|tally| self.count(tally)).is_some()
     }
@@ -418,7 +421,7 @@ impl Hub {
         self.tell();
     }
 
-    fn tell(&self) {
+    pub(super) fn tell(&self) {
         let told = ThreadInfo {
             name: self.thread.clone(),
             cpu: self.cpu,
@@ -474,87 +477,6 @@ impl Hub {
         self.shared.changed();
         info!(stream = %source.borrow().name, "stream ended");
     }
-}
-
-/// A thread's `main`: takes what the core sends it until it is told to stop.
-pub(super) async fn run(
-    index: usize,
-    name: String,
-    cpu: usize,
-    shared: Arc<Shared>,
-    reports: mpsc::Sender<Report>,
-    mut orders: mpsc::Receiver<Order>,
-) {
-    let hub = Rc::new(Hub::new(index, name, cpu, shared, reports));
-    hub.tell();
-    let flushing = threads::spawn_local(fanout::run(hub.clone()));
-    let saying = threads::spawn_local(hub.unsaid.clone().run());
-    while let Some(order) = orders.recv().await {
-        match order {
-            Order::Publish { stream, handover } => {
-                hub.shared.arrived(&stream);
-                threads::spawn_local(ingest::run(hub.clone(), stream, *handover));
-            }
-            Order::Watch { stream, container, handover } => {
-                hub.shared.arrived(&stream);
-                hub.watch(&stream, container, *handover);
-            }
-            Order::Feed { stream, origin, silence, reply } => {
-                hub.shared.arrived(&stream);
-                threads::spawn_local(feed::run(hub.clone(), stream, origin, silence, reply));
-            }
-            Order::Tap { stream, rules, reply } => {
-                let tap = hub.find(&stream).map(|source| source.borrow_mut().tap(rules));
-                // The asker may have lost patience.
-                let _unheard = reply.send(tap);
-            }
-            Order::CopyTo { stream, thread } => hub.copy_to(&stream, thread),
-            Order::CopyEnough { stream, thread } => hub.copy_enough(&stream, thread),
-            Order::Copied { stream, copied } => hub.copied(&stream, copied),
-            Order::CopyEnded { stream } => hub.copy_ended(&stream),
-            Order::Close { stream, reply } => {
-                let source = hub.find(&stream);
-                if let Some(source) = &source {
-                    hub.end(source, Instant::now());
-                }
-                // The asker may have lost patience.
-                let _unheard = reply.send(source.is_some());
-            }
-            // The askers may have lost patience.
-            Order::Viewers { stream, reply } => {
-                let _unheard = reply.send(hub.audience(&stream));
-            }
-            Order::CloseViewer { stream, id, reply } => {
-                let _unheard = reply.send(hub.dismiss(&stream, id));
-            }
-            Order::Probe(reply) => {
-                let _unheard = reply.send(());
-            }
-            Order::Stop(reply) => {
-                stop(&hub).await;
-                let _unheard = reply.send(());
-                break;
-            }
-        }
-    }
-    flushing.abort();
-    saying.abort();
-}
-
-/// Ends all streams and lets the publishers' tasks say goodbye.
-async fn stop(hub: &Rc<Hub>) {
-    let sources = hub.sources.borrow().clone();
-    for source in &sources {
-        let live = source.borrow().is_live();
-        if live {
-            source.borrow_mut().camera.offline("the gateway stops");
-        }
-        hub.end(source, Instant::now());
-    }
-    for _ in 0..16 {
-        tokio::task::yield_now().await;
-    }
-    hub.unsaid.empty(LAST_WORDS_MAX).await;
 }
 
 /// Tells a peer that it cannot stay, as far as its socket takes it, and closes.

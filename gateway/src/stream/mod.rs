@@ -1,6 +1,6 @@
 //! The streaming core: publishers and viewers of live streams, on threads of their own.
 //!
-//! Each stream lives on one pinned thread, from its first publisher until its last grace time: ingest (`ingest.rs`, `gather.rs`),
+//! Each stream lives on one pinned thread (`orders.rs`, `hub.rs`), from its first publisher until its last grace time: ingest (`ingest.rs`, `gather.rs`),
 //! what is kept (`recent.rs`, `log.rs`, `gop.rs`), viewers (`cursor.rs`, `viewer.rs`, `gate.rs`, `fanout.rs`, `audience.rs`),
 //! audio that has to become another (`sound.rs`, `transcode.rs`) and the camera as a thing (`camera.rs`, `unsaid.rs`); a stream hotter
 //! than one core spills to others (`spill.rs`). Tasks of the control plane take units out by a `tap.rs` and put them in by a `feed.rs`. The threads share nothing but
@@ -22,6 +22,7 @@ mod hub;
 mod info;
 mod ingest;
 mod log;
+mod orders;
 mod recent;
 mod rules;
 mod socket;
@@ -114,7 +115,7 @@ impl StreamCore {
                 cpus.len().checked_sub(1 + index % cpus.len().max(1)).and_then(|at| cpus.get(at)).map_or(0, |c| *c);
             let (send, orders) = mpsc::channel(ORDERS_MAX);
             let (shared, reports, thread) = (shared.clone(), reports.clone(), name.clone());
-            let main = move || hub::run(index, thread, cpu, shared, reports, orders);
+            let main = move || orders::run(index, thread, cpu, shared, reports, orders);
             let join =
                 threads::pinned(&name, cpu, main).map_err(|error| StreamError::Thread { name: name.clone(), error })?;
             seats.push(Seat { orders: send });
