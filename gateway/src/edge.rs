@@ -244,3 +244,60 @@ fn messages(thing: &Thing, turn: Turn, received_us: i64) -> Passed {
     messages.extend(group.map(|(at, samples)| message(at, Body::Properties(samples))));
     Passed { messages, held: turn.held }
 }
+
+#[cfg(test)]
+mod tests {
+    use device_models::Value;
+    use device_models::edge::{Aggregate, Part, Window};
+
+    use super::*;
+    use crate::bus::Bus;
+    use crate::config;
+    use crate::devices::Devices;
+    use crate::intake::AdapterInfo;
+
+    fn report(thing: &Thing, value: f64) -> Message {
+        let (id, model) = (Arc::clone(&thing.id), Arc::clone(thing.model.name()));
+        let property = thing.model.properties().iter().find(|property| &*property.name == "temperature").unwrap();
+        let (alias, name) = (property.alias, Arc::clone(&property.name));
+        let body = Body::Properties(vec![Sample { alias, name, value: Value::Float(value), quality: Quality::Good }]);
+        Message { thing: id, model, time_us: 1, received_us: 1, body }
+    }
+
+    #[tokio::test]
+    async fn a_thing_that_is_forgotten_says_what_waits_of_it_and_is_due_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = config::Store { path: folder.path().to_owned(), commit_ms: 0, ..config::Store::default() };
+        let (bus, _) = Bus::open(&store).unwrap();
+        let models = Arc::new(Models::shipped().unwrap());
+        let devices = Devices::open(Arc::clone(&models), Vec::new(), bus.clone()).unwrap();
+        let (name, product) = ("a".into(), "temperature-humidity".to_owned());
+        let part = Part::Window(Window { span_us: 3_600_000_000, take: Aggregate::Max, into: None });
+        let rule = Rule { property: "temperature".into(), part };
+        let edge = Edge::new(&models, vec![Scope { things: Vec::new(), product: product.clone(), rule }]);
+        let adapter = AdapterInfo {
+            name,
+            product: Some(product),
+            auto_register: true,
+            allow_anonymous: true,
+            push_without_key: Vec::new(),
+            commit: None,
+        };
+        let [one, other] = ["one", "other"].map(|name| devices.resolve(&adapter, name, None).unwrap());
+        for (thing, value) in [(&one, 20.5), (&one, 21.5), (&one, 19.0), (&other, 7.0)] {
+            let passed = edge.pass(thing, report(thing, value));
+            assert_eq!((passed.messages.len(), passed.held), (0, 1));
+        }
+        assert_eq!(edge.watches().due.len(), 2);
+        let said = edge.forget(&one, 5).messages;
+        let [Message { thing, received_us: 5, body: Body::Properties(samples), .. }] = &said[..] else {
+            panic!("{said:?}")
+        };
+        assert_eq!((&**thing, &samples[0].value), ("one", &Value::Float(21.5)));
+        assert_eq!(edge.watches().due.len(), 1);
+        assert_eq!(edge.watches().by_alias.len(), 1);
+        assert!(edge.forget(&one, 6).messages.is_empty(), "once");
+        assert_eq!(edge.finish(7).messages.len(), 1, "the other one is as before");
+        bus.close().await;
+    }
+}

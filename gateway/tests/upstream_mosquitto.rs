@@ -352,7 +352,7 @@ async fn commands_go_down_and_their_replies_come_up() {
     site.power(10).await;
     let (unit, message) = platform
         .until("a report", |delivered| match &delivered.content {
-            Content::Native(message, catalog) if message.class() == Class::Live => {
+            Content::Native(message, catalog, _) if message.class() == Class::Live => {
                 let unit = catalog.property(&message.model, 1).map(|property| property.unit.clone());
                 Some((unit, message.clone()))
             }

@@ -249,6 +249,7 @@ class Consumer:
                 named.update(range(gap["first"], gap["last"] + 1))
             self.messages += 1
             name = {"gateway": gateway, "epoch": f"{batch.epoch:016x}", "class": CLASSES[batch.cls], "seq": seq}
+            name["clock"] = batch.clock
             print(json.dumps({**name, **message}), file=self.out, flush=True)
         receipt = {"epoch": f"{batch.epoch:016x}", "class": CLASSES[batch.cls]}
         receipt |= {"first": batch.first_seq, "last": batch.first_seq + batch.count - 1}

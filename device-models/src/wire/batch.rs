@@ -37,6 +37,17 @@ pub enum Clock {
     Holdover,
 }
 
+impl Clock {
+    /// As batches say it.
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Unknown => 0,
+            Self::Synchronized => 1,
+            Self::Holdover => 2,
+        }
+    }
+}
+
 /// Sequence numbers of the batch's class that no longer exist: `first`, and how many.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hole {
@@ -106,11 +117,7 @@ pub fn encode_batch(
         crc32c: crc32c::crc32c(&body),
         body,
         gw_time_us: meta.gw_time_us,
-        clock: match meta.clock {
-            Clock::Unknown => 0,
-            Clock::Synchronized => 1,
-            Clock::Holdover => 2,
-        },
+        clock: meta.clock.number(),
         base_us,
     };
     Ok(batch.encode_to_vec())

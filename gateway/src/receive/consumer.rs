@@ -6,7 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use device_models::wire::{Batch, Catalog, Hole, WireError, message_json};
+use device_models::wire::{Batch, Catalog, Clock, Hole, WireError, message_json};
 use device_models::{Body, Class, Message};
 use serde_json::Value as Json;
 
@@ -37,8 +37,8 @@ pub struct Delivered {
 /// A message as its dialect carries it.
 #[derive(Debug, Clone)]
 pub enum Content {
-    /// With the catalog it was read with, which knows units.
-    Native(Message, Arc<Catalog>),
+    /// With the catalog it was read with, which knows units, and how far its times can be trusted.
+    Native(Message, Arc<Catalog>, Clock),
     Json(Json),
 }
 
@@ -90,9 +90,12 @@ impl Delivered {
     pub fn json(&self) -> Json {
         let mut json = match &self.content {
             Content::Json(json) => json.clone(),
-            Content::Native(message, _) => message_json(message),
+            Content::Native(message, ..) => message_json(message),
         };
         if let Json::Object(fields) = &mut json {
+            if let Content::Native(_, _, clock) = &self.content {
+                fields.insert("clock".to_owned(), Json::from(clock.number()));
+            }
             fields.insert("gateway".to_owned(), Json::from(self.gateway.as_ref()));
             fields.insert("epoch".to_owned(), Json::from(format!("{:016x}", self.epoch)));
             fields.insert("class".to_owned(), Json::from(self.class.topic()));
@@ -107,7 +110,7 @@ impl Delivered {
     /// The message, if it came in the native dialect.
     pub fn message(&self) -> Option<&Message> {
         match &self.content {
-            Content::Native(message, _) => Some(message),
+            Content::Native(message, ..) => Some(message),
             Content::Json(_) => None,
         }
     }
@@ -209,7 +212,7 @@ impl Consumer {
                 };
                 self.gone(&Stream { class: *class, ..stream.clone() }, &hole);
             }
-            let content = Content::Native(message, Arc::clone(&catalog));
+            let content = Content::Native(message, Arc::clone(&catalog), batch.meta.clock);
             self.deliver(&stream, seq, batch.meta.hist, content, out)?;
         }
         let last = batch.first_seq.saturating_add(batch.count.saturating_sub(1));
@@ -320,7 +323,7 @@ fn class_of(word: &str) -> Option<Class> {
 
 #[cfg(test)]
 mod tests {
-    use device_models::wire::{Clock, Compression, Meta, PropertyName, encode_batch};
+    use device_models::wire::{Compression, Meta, PropertyName, encode_batch};
     use device_models::{Quality, Sample, Value};
 
     use super::*;

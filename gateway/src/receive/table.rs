@@ -63,7 +63,7 @@ fn printable(text: &str) -> String {
 /// Time, thing, what, value: one line a property.
 fn lines(delivered: &Delivered) -> Vec<(String, String, String, String)> {
     match &delivered.content {
-        Content::Native(message, catalog) => native(message, catalog),
+        Content::Native(message, catalog, _) => native(message, catalog),
         Content::Json(json) => from_json(json),
     }
 }
@@ -132,7 +132,7 @@ fn short_time(time: &str) -> String {
 mod tests {
     use std::sync::Arc;
 
-    use device_models::wire::PropertyName;
+    use device_models::wire::{Clock, PropertyName};
     use device_models::{Class, Sample};
 
     use super::*;
@@ -159,7 +159,7 @@ mod tests {
             class: Class::Live,
             seq: 42,
             hist: false,
-            content: Content::Native(message, Arc::new(catalog)),
+            content: Content::Native(message, Arc::new(catalog), Clock::Unknown),
         };
         let mut out = Vec::new();
         Table::new(false).write(&mut out, &delivered).unwrap();

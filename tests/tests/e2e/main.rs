@@ -12,6 +12,7 @@
 mod access;
 mod arm;
 mod check;
+mod clocks;
 mod complaints;
 mod console;
 mod demo;
