@@ -1,6 +1,7 @@
 //! Kafka as a destination: what stands in its topics, by librdkafka's own brokers and kcat.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use serde_json::{Value, json};
 use sluicegate_tests::{
@@ -245,41 +246,80 @@ fn a_configuration_that_no_kafka_takes_is_refused_with_the_reason() {
 
 /// kcat, whose SASL is librdkafka's, goes in by the same door.
 #[test]
-fn brokers_that_want_a_proof_get_it_by_sasl_and_a_wrong_password_is_said() {
-    for (sasl, mechanism) in
-        [("plain", "PLAIN"), ("scram-sha-256", "SCRAM-SHA-256"), ("scram-sha-512", "SCRAM-SHA-512")]
-    {
+fn brokers_that_want_a_proof_get_it_by_sasl() {
+    for (sasl, mechanism) in MECHANISMS {
         let mut cluster = KafkaCluster::with_sasl(mechanism, "gate=t", "s=c ret");
         cluster.tell("create fleet 4");
         let folder = tempfile::tempdir().unwrap();
-        let password = folder.path().join("password");
-        // Once is enough: after a wrong one each try takes ten seconds.
-        let wrong = sasl == "plain";
-        std::fs::write(&password, if wrong { "not this\n" } else { "s=c ret\n" }).unwrap();
-        let more = format!(
-            "dialect = \"json\"\nsasl = \"{sasl}\"\nusername = \"gate=t\"\npassword_file = \"{}\"",
-            password.display()
-        );
-        let gateway = Gateway::start(to(&cluster.places, "fleet", &more));
+        let gateway = Gateway::start(proving(&cluster, sasl, &folder.path().join("password"), "s=c ret"));
         report(&gateway, "meter-1", 1..=20);
-        if wrong {
-            wait_for("why it is not let in", PATIENCE * 2, || {
-                let upstreams: Value = serde_json::from_str(&gateway.get("/api/v1/upstreams")).unwrap();
-                upstreams[0]["error"].as_str()?.to_lowercase().contains("sasl").then_some(())
-            });
-            // The right one is read with the next try.
-            std::fs::write(&password, "s=c ret\n").unwrap();
-        }
         linked(&gateway);
-        let proof = ["security.protocol=sasl_plaintext", &format!("sasl.mechanism={mechanism}")].map(str::to_owned);
-        let proof = proof.into_iter().chain(["sasl.username=gate=t".to_owned(), "sasl.password=s=c ret".to_owned()]);
-        let options: Vec<String> = proof.flat_map(|option| ["-X".to_owned(), option]).collect();
-        let options: Vec<&str> = options.iter().map(String::as_str).collect();
-        let records = wait_for("the records", PATIENCE, || {
-            let records = cluster.read("fleet", &options);
-            numbers(&records, "meter-1").contains(&20).then_some(records)
-        });
+        let records = until_proven(&cluster, mechanism, 20);
         assert_eq!(numbers(&records, "meter-1"), (1..=20).collect::<Vec<_>>(), "{mechanism}");
         gateway.stop();
     }
+}
+
+/// After a wrong proof each try takes ten seconds: the three of them side by side.
+#[test]
+fn a_wrong_password_is_said_by_place_and_mechanism_and_the_right_one_is_read_with_the_next_try() {
+    let threads = MECHANISMS.map(|(sasl, mechanism)| {
+        std::thread::spawn(move || {
+            let mut cluster = KafkaCluster::with_sasl(mechanism, "gate=t", "s=c ret");
+            cluster.tell("create fleet 4");
+            let folder = tempfile::tempdir().unwrap();
+            let password = folder.path().join("password");
+            let gateway = Gateway::start(proving(&cluster, sasl, &password, "not this"));
+            report(&gateway, "meter-1", 1..=20);
+            let said = wait_for("why it is not let in", PATIENCE * 2, || {
+                let upstreams: Value = serde_json::from_str(&gateway.get("/api/v1/upstreams")).unwrap();
+                upstreams[0]["error"].as_str().map(str::to_owned)
+            });
+            let place = cluster.places.split(',').next().unwrap();
+            let words = [place, &format!("SASL {mechanism} as `gate=t`"), "refuses", "wrong name or password"];
+            assert!(words.iter().all(|word| said.contains(word)), "{said}");
+            assert!(!said.contains("not this") && !gateway.log().contains("not this"), "the password is told");
+            assert!(gateway.log().contains(&said), "the log says it too:\n{}", gateway.log());
+            std::fs::write(&password, "s=c ret\n").unwrap();
+            linked(&gateway);
+            let records = until_proven(&cluster, mechanism, 20);
+            assert_eq!(numbers(&records, "meter-1"), (1..=20).collect::<Vec<_>>(), "{mechanism}");
+            gateway.stop();
+        })
+    });
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn brokers_that_know_another_mechanism_are_said_to() {
+    let cluster = KafkaCluster::with_sasl("SCRAM-SHA-512", "gate=t", "s=c ret");
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = Gateway::start(proving(&cluster, "scram-sha-256", &folder.path().join("password"), "s=c ret"));
+    let why = "the broker does not take SASL SCRAM-SHA-256 as `gate=t`";
+    wait_for(why, PATIENCE * 2, || gateway.get("/api/v1/upstreams").contains(why).then_some(()));
+    gateway.stop();
+}
+
+/// Of the configuration, and as it is registered.
+const MECHANISMS: [(&str, &str); 3] =
+    [("plain", "PLAIN"), ("scram-sha-256", "SCRAM-SHA-256"), ("scram-sha-512", "SCRAM-SHA-512")];
+
+fn proving(cluster: &KafkaCluster, sasl: &str, file: &Path, password: &str) -> Options {
+    std::fs::write(file, format!("{password}\n")).unwrap();
+    let file = file.display();
+    let more = format!("dialect = \"json\"\nsasl = \"{sasl}\"\nusername = \"gate=t\"\npassword_file = \"{file}\"");
+    to(&cluster.places, "fleet", &more)
+}
+
+/// What stands in the topic for one who can prove who he is, once `meter-1` has come so far.
+fn until_proven(cluster: &KafkaCluster, mechanism: &str, last: u64) -> Vec<KafkaRecord> {
+    let mechanism = format!("sasl.mechanism={mechanism}");
+    let options = ["security.protocol=sasl_plaintext", &mechanism, "sasl.username=gate=t", "sasl.password=s=c ret"];
+    let options: Vec<&str> = options.iter().flat_map(|option| ["-X", option]).collect();
+    wait_for("the records", PATIENCE, || {
+        let records = cluster.read("fleet", &options);
+        numbers(&records, "meter-1").contains(&last).then_some(records)
+    })
 }

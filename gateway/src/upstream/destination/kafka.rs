@@ -94,14 +94,18 @@ pub(super) fn open(settings: &Settings, tasks: &Tasks) -> Result<Courier, LinkEr
     if let Some(trust) = &settings.trust {
         builder = builder.tls_config(trust.client_config()?);
     }
+    let mut proof = String::new();
     if let Some((name, password)) = &settings.credentials {
         let credentials = Credentials::new(name.clone(), password.clone());
-        builder = builder.sasl_config(match settings.sasl {
+        let sasl = match settings.sasl {
             Sasl::Plain => SaslConfig::Plain(credentials),
             Sasl::ScramSha256 => SaslConfig::ScramSha256(credentials),
             Sasl::ScramSha512 => SaslConfig::ScramSha512(credentials),
-        });
+        };
+        proof = format!("SASL {} as `{name}`", mechanism(settings.sasl));
+        builder = builder.sasl_config(sasl);
     }
+    let places = settings.place.authorities().join(", ");
     let (pause, has_catalogs) = (settings.keep_alive, settings.content_type != "application/json");
     Ok(Courier::start("kafka upstream", tasks, settings.window, |orders, events| async move {
         let connect = Producer::connect(builder, topic, catalogs, has_catalogs);
@@ -110,7 +114,7 @@ pub(super) fn open(settings: &Settings, tasks: &Tasks) -> Result<Courier, LinkEr
             Ok(Err(reason)) => Err(reason),
             Err(_) => Err(format!("no answer within {CONNECT_MAX:?}")),
         };
-        if let Err(reason) = talk {
+        if let Err(reason) = talk.map_err(|reason| plainly(reason, &places, &proof)) {
             // Whoever asked may be gone.
             drop(events.send(Event::Down { reason, rest: None }).await);
         }
@@ -336,6 +340,27 @@ fn missing(topic: &str, error: &Error) -> String {
             format!("the brokers have no topic `{topic}`: create it")
         }
         error => said(error),
+    }
+}
+
+/// The mechanism's registered name.
+const fn mechanism(sasl: Sasl) -> &'static str {
+    match sasl {
+        Sasl::Plain => "PLAIN",
+        Sasl::ScramSha256 => "SCRAM-SHA-256",
+        Sasl::ScramSha512 => "SCRAM-SHA-512",
+    }
+}
+
+/// A refusal of the proof, which rskafka buries among its tries, in words of its own: its types cannot be told apart from
+/// here.
+fn plainly(reason: String, places: &str, proof: &str) -> String {
+    if reason.contains("SaslAuthenticationFailed") {
+        format!("{places}: the broker refuses {proof}: wrong name or password")
+    } else if reason.to_lowercase().replace(' ', "").contains("unsupportedsaslmechanism") {
+        format!("{places}: the broker does not take {proof}: it has other mechanisms")
+    } else {
+        reason
     }
 }
 
