@@ -18,6 +18,7 @@ mod alarm;
 mod exception;
 mod window;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use alarm::{Alarm, Condition};
@@ -25,7 +26,7 @@ pub use exception::{Deadband, Exception};
 pub use window::{Aggregate, Window};
 
 use crate::message::{Level, Quality, Sample};
-use crate::model::Model;
+use crate::model::{Model, NAME_MAX, Shape};
 use crate::value::Value;
 
 /// Rules one thing may have: each keeps a state of about 100 bytes for every thing.
@@ -34,7 +35,7 @@ pub const RULES_MAX: usize = 1024;
 /// What is asked for one property; parts that are absent hold nothing back.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rule {
-    /// By name or any spelling.
+    /// By name or any spelling; of an open model also one that the model does not name.
     pub property: Box<str>,
     pub part: Part,
 }
@@ -66,6 +67,8 @@ pub struct Rules {
     properties: Vec<PropertyRules>,
     /// Where the rules of each alias are.
     by_alias: Box<[Option<u16>]>,
+    /// Where those of properties are that an open model does not name.
+    by_name: BTreeMap<Arc<str>, u16>,
 }
 
 /// What came of one step.
@@ -101,7 +104,7 @@ impl Rules {
     /// Compiles the model's own rules (`sg:report`, `sg:alarms`) and `more`, which come after them. `None`: there are none.
     pub fn compile(model: &Model, more: &[Rule]) -> Result<Option<Self>, RuleError> {
         let own = model.properties().iter().flat_map(|property| property.rules.iter());
-        let mut rules = Self { properties: Vec::new(), by_alias: Box::default() };
+        let mut rules = Self { properties: Vec::new(), by_alias: Box::default(), by_name: BTreeMap::new() };
         let mut by_alias = Vec::new();
         for (count, rule) in own.chain(more).enumerate() {
             if count >= RULES_MAX {
@@ -114,49 +117,88 @@ impl Rules {
     }
 
     fn add(&mut self, model: &Model, rule: &Rule, by_alias: &mut Vec<Option<u16>>) -> Result<(), RuleError> {
-        let find = |name: &str| {
-            model
-                .property(name)
-                .ok_or_else(|| RuleError::Unknown { model: model.name().clone(), property: name.into() })
-        };
-        let property = find(&rule.property)?;
-        if let Some(what) = rule.part.needs_number().filter(|_| !property.shape.is_number()) {
-            return Err(RuleError::NoNumber { model: model.name().clone(), property: property.name.clone(), what });
+        let property = Target::find(model, &rule.property)?;
+        let needs_number = rule.part.needs_number();
+        if let (Some(what), Some(shape)) = (needs_number, &property.shape)
+            && !shape.is_number()
+        {
+            return Err(RuleError::NoNumber { model: model.name().clone(), property: property.name, what });
         }
-        let alias = property.alias as usize;
-        if by_alias.len() <= alias {
-            by_alias.resize(alias + 1, None);
-        }
-        let at = by_alias.get(alias).copied().flatten().map_or(self.properties.len(), usize::from);
-        if at == self.properties.len() {
-            self.properties.push(PropertyRules::new(property.name.clone()));
-            if let Some(slot) = by_alias.get_mut(alias) {
-                *slot = u16::try_from(at).ok();
-            }
-        }
+        let at = self.place(&property, by_alias);
         let Some(entry) = self.properties.get_mut(at) else { return Ok(()) };
+        entry.numbers |= needs_number.is_some() && property.shape.is_none();
         match &rule.part {
             Part::Exception(exception) => entry.exception = Some(*exception),
             Part::Everything => (entry.exception, entry.windows) = (None, Vec::new()),
             Part::Alarm(alarm) => entry.alarms.push(alarm.clone()),
             Part::Window(window) => {
-                let target = window.into.as_deref().map_or(Ok(property), find)?;
-                let replaces = target.alias == property.alias;
-                let shape = target.shape.clone();
-                entry.windows.push(window::Compiled {
-                    window: window.clone(),
-                    alias: target.alias,
-                    name: target.name.clone(),
-                    shape,
-                    replaces,
-                });
+                let window = window.clone();
+                let target = window.into.as_deref().map_or(Ok(property.clone()), |into| Target::find(model, into))?;
+                let replaces = target.name == property.name;
+                let Target { alias, name, shape } = target;
+                entry.windows.push(window::Compiled { window, alias, name, shape, replaces });
             }
         }
         Ok(())
     }
 
-    fn of(&self, alias: u32) -> Option<usize> {
-        self.by_alias.get(alias as usize).copied().flatten().map(usize::from)
+    /// Where the property's rules are; the first one makes their place.
+    fn place(&mut self, property: &Target, by_alias: &mut Vec<Option<u16>>) -> usize {
+        let Target { alias, name, .. } = property;
+        let known = if *alias == 0 {
+            self.by_name.get(name).copied()
+        } else {
+            by_alias.get(*alias as usize).copied().flatten()
+        };
+        let new = self.properties.len();
+        // Not more of them than `RULES_MAX`.
+        let Some(at) = u16::try_from(new).ok().filter(|_| known.is_none()) else {
+            return known.map_or(new, usize::from);
+        };
+        self.properties.push(PropertyRules::new(Arc::clone(name)));
+        if *alias == 0 {
+            self.by_name.insert(Arc::clone(name), at);
+            return new;
+        }
+        let slot = *alias as usize;
+        if by_alias.len() <= slot {
+            by_alias.resize(slot + 1, None);
+        }
+        if let Some(slot) = by_alias.get_mut(slot) {
+            *slot = Some(at);
+        }
+        new
+    }
+
+    fn of(&self, sample: &Sample) -> Option<usize> {
+        let at = match sample.alias {
+            0 => self.by_name.get(&sample.name).copied(),
+            alias => self.by_alias.get(alias as usize).copied().flatten(),
+        };
+        at.map(usize::from)
+    }
+}
+
+/// A property that a rule names.
+#[derive(Debug, Clone)]
+struct Target {
+    /// 0: the model, an open one, does not name it.
+    alias: u32,
+    name: Arc<str>,
+    /// `None`: it may hold anything.
+    shape: Option<Shape>,
+}
+
+impl Target {
+    fn find(model: &Model, name: &str) -> Result<Self, RuleError> {
+        if let Some(property) = model.property(name) {
+            let shape = Some(property.shape.clone());
+            return Ok(Self { alias: property.alias, name: Arc::clone(&property.name), shape });
+        }
+        if model.is_open() && (1..=NAME_MAX).contains(&name.len()) {
+            return Ok(Self { alias: 0, name: name.into(), shape: None });
+        }
+        Err(RuleError::Unknown { model: model.name().clone(), property: name.into() })
     }
 }
 
@@ -185,12 +227,13 @@ impl Watch {
     pub fn take(&mut self, samples: Vec<Sample>, time_us: i64, now_us: i64) -> Turn {
         let mut turn = Turn::default();
         for sample in samples {
-            let Some(at) = self.rules.of(sample.alias).filter(|_| sample.quality == Quality::Good) else {
-                turn.samples.push((time_us, sample));
-                continue;
-            };
-            if let (Some(rules), Some(state)) = (self.rules.properties.get(at), self.states.get_mut(at)) {
-                state.take(rules, sample, time_us, now_us, &mut turn);
+            let at = self.rules.of(&sample).filter(|_| sample.quality == Quality::Good);
+            let found = at.and_then(|at| Some((self.rules.properties.get(at)?, self.states.get_mut(at)?)));
+            match found {
+                Some((rules, state)) if !rules.numbers || sample.value.as_f64().is_some() => {
+                    state.take(rules, sample, time_us, now_us, &mut turn);
+                }
+                _ => turn.samples.push((time_us, sample)),
             }
         }
         turn
@@ -225,6 +268,8 @@ impl Watch {
 #[derive(Debug, Clone, PartialEq)]
 struct PropertyRules {
     name: Arc<str>,
+    /// They need numbers, and the property may hold anything: what is none passes untouched.
+    numbers: bool,
     exception: Option<Exception>,
     windows: Vec<window::Compiled>,
     alarms: Vec<Alarm>,
@@ -232,7 +277,7 @@ struct PropertyRules {
 
 impl PropertyRules {
     fn new(name: Arc<str>) -> Self {
-        Self { name, exception: None, windows: Vec::new(), alarms: Vec::new() }
+        Self { name, numbers: false, exception: None, windows: Vec::new(), alarms: Vec::new() }
     }
 }
 

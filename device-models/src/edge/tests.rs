@@ -29,13 +29,7 @@ fn window(take: Aggregate, into: Option<&str>) -> Part {
 }
 
 fn samples(sent: &[(&str, Value)]) -> Vec<Sample> {
-    let word = Word::Properties(sent.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect());
-    let report = Report { device: "m".to_owned(), product: None, time_us: None, word };
-    let Body::Properties(samples) = normalize(&meter(), &"m".into(), &report, 1_790_000_000 * SECOND).unwrap().body
-    else {
-        panic!("no properties")
-    };
-    samples
+    samples_of(&meter(), sent)
 }
 
 fn volts(v: f64) -> Vec<Sample> {
@@ -45,6 +39,44 @@ fn volts(v: f64) -> Vec<Sample> {
 /// The values that went on.
 fn said(turn: &Turn) -> Vec<(&str, f64)> {
     turn.samples.iter().map(|(_, sample)| (&*sample.name, sample.value.as_f64().unwrap())).collect()
+}
+
+fn samples_of(model: &Model, sent: &[(&str, Value)]) -> Vec<Sample> {
+    let word = Word::Properties(sent.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect());
+    let report = Report { device: "m".to_owned(), product: None, time_us: None, word };
+    let message = normalize(model, &"m".into(), &report, 1_790_000_000 * SECOND).unwrap();
+    if let Body::Properties(samples) = message.body { samples } else { panic!("no properties") }
+}
+
+#[test]
+fn a_property_that_an_open_model_does_not_name_has_rules_too() {
+    let model = Models::shipped().unwrap().get("generic").unwrap().clone();
+    let rule = |property: &str, part| Rule { property: property.into(), part };
+    let limit = Alarm {
+        event: "hot".into(),
+        level: Level::Warn,
+        condition: Condition::Above(90.0),
+        hysteresis: 0.0,
+        delay_us: 0,
+    };
+    let rules = [
+        rule("oil", exception(Deadband::Absolute(0.5), 0, 0)),
+        rule("oil", Part::Alarm(limit)),
+        rule("flow", window(Aggregate::Mean, Some("flow-mean"))),
+    ];
+    let mut watch = Watch::new(Arc::new(Rules::compile(&model, &rules).unwrap().unwrap()));
+    let mut take = |sent: &[(&str, Value)], now_s: i64| watch.take(samples_of(&model, sent), 0, now_s * SECOND);
+    assert_eq!(said(&take(&[("oil", Value::Float(80.0)), ("other", Value::Float(1.0))], 0)).len(), 2);
+    assert_eq!(take(&[("oil", Value::Float(80.1))], 1).held, 1, "too small a change");
+    assert_eq!(take(&[("oil", Value::Float(95.0))], 2).events.len(), 1);
+    let text = take(&[("oil", Value::Text("broken".into()))], 3);
+    assert_eq!((text.samples.len(), text.events.len()), (1, 0), "what is no number passes");
+    for (now_s, flow) in [(4, 1.0), (5, 4.0)] {
+        assert_eq!(said(&take(&[("flow", Value::Float(flow))], now_s)), [("flow", flow)]);
+    }
+    assert_eq!(said(&watch.tick(20 * SECOND)), [("flow-mean", 2.5)]);
+    let named = Rule { property: "volts".into(), part: Part::Everything };
+    assert!(matches!(Rules::compile(&meter(), &[named]), Err(RuleError::Unknown { .. })), "a closed one names all");
 }
 
 #[test]

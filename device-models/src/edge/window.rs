@@ -30,7 +30,8 @@ pub(super) struct Compiled {
     pub(super) window: Window,
     pub(super) alias: u32,
     pub(super) name: Arc<str>,
-    pub(super) shape: Shape,
+    /// `None`: it may hold anything.
+    pub(super) shape: Option<Shape>,
     pub(super) replaces: bool,
 }
 
@@ -93,14 +94,19 @@ impl State {
             Aggregate::Mean => Value::Float(open.sum / f64::from(open.count)),
             _ => open.pick,
         };
-        // The mean of whole numbers is none; the property's type decides.
-        let fits = convert(&rule.shape, &value);
-        let fits = match (&fits.quality, value.as_f64()) {
-            (Quality::WrongType, Some(number)) => convert(&rule.shape, &Value::Float(number.round())),
-            _ => fits,
+        let (value, quality) = match &rule.shape {
+            None => (value, Quality::Good),
+            // The mean of whole numbers is none; the property's type decides.
+            Some(shape) => {
+                let fits = convert(shape, &value);
+                let fits = match (&fits.quality, value.as_f64()) {
+                    (Quality::WrongType, Some(number)) => convert(shape, &Value::Float(number.round())),
+                    _ => fits,
+                };
+                (fits.value, fits.quality)
+            }
         };
-        let sample = Sample { alias: rule.alias, name: rule.name.clone(), value: fits.value, quality: fits.quality };
-        Some((open.time_us, sample))
+        Some((open.time_us, Sample { alias: rule.alias, name: rule.name.clone(), value, quality }))
     }
 
     pub(super) fn deadline(&self, rule: &Compiled) -> Option<i64> {
