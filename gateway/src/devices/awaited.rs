@@ -44,6 +44,9 @@ impl Thing {
 impl Devices {
     /// Tells whoever waits for this thing. Cheap for a thing that nobody waits for.
     pub fn sign(&self, thing: &Thing, sign: Sign) {
+        if sign == Sign::Came {
+            self.inner.orders.came.notify_waiters();
+        }
         if !thing.is_awaited() {
             return;
         }

@@ -2,18 +2,22 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use device_models::{Body, Class, Command, Failure, Message, Order, Outcome, wire};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tracing::warn;
 
 use super::registry::{Devices, Thing};
+use super::state::RouteId;
 use crate::clock;
 
 /// Commands in flight on the whole box, and for one thing: a slow device must not use up everybody's.
 const IN_FLIGHT_MAX: usize = 1_000;
 const PER_THING_MAX: usize = 16;
+/// How long a thing may be away between two times that it asks for orders, or comes back after a broken connection: no
+/// longer, because who gives an order to a thing that is away wants to know.
+const RETURN_MAX: Duration = Duration::from_secs(2);
 /// Bytes of a command's id.
 pub const ID_LEN_MAX: usize = 128;
 
@@ -30,6 +34,8 @@ pub enum Delivery {
 #[derive(Debug, Default)]
 pub(super) struct Orders {
     waiting: Mutex<HashMap<String, Waiting>>,
+    /// A session speaks for some thing from now on.
+    pub(super) came: Notify,
 }
 
 #[derive(Debug)]
@@ -41,22 +47,46 @@ struct Waiting {
 }
 
 impl Devices {
-    /// Sends an order to a thing and waits for the answer. However it ends, the reply is on the bus afterwards: a
-    /// device's own answer through the intake, any other from here.
+    /// Sends an order to a thing and waits for the answer; one that was there a moment ago may come back first. However it
+    /// ends, the reply is on the bus afterwards: a device's own answer through the intake, any other from here.
     pub async fn order(&self, thing: &str, id: &str, order: Order, patience: Duration) -> Outcome {
         let Some(found) = self.by_id(thing) else {
             let outcome = Err(Failure::Refused(format!("there is no thing `{thing}`")));
             self.record(thing, "", id, &outcome).await;
             return outcome;
         };
-        match self.hand_over(&found, id, order, patience, false).await {
-            Delivery::Ended(outcome, _) => outcome,
-            Delivery::NotSent(failure) => {
-                let outcome = Err(failure);
-                self.record(&found.id, found.model.name(), id, &outcome).await;
-                outcome
+        let began = Instant::now();
+        loop {
+            let way = found.route().map(|route| route.id);
+            let left = patience.saturating_sub(began.elapsed());
+            match self.hand_over(&found, id, order.clone(), left, false).await {
+                Delivery::Ended(outcome, _) => return outcome,
+                Delivery::NotSent(Failure::Offline) if self.returns(&found, way, began, patience).await => {}
+                Delivery::NotSent(failure) => {
+                    let outcome = Err(failure);
+                    self.record(&found.id, found.model.name(), id, &outcome).await;
+                    return outcome;
+                }
             }
         }
+    }
+
+    /// Waits for a thing that left just now to come back by another way; whether it did.
+    async fn returns(&self, thing: &Thing, way: Option<RouteId>, began: Instant, patience: Duration) -> bool {
+        let back = async {
+            loop {
+                let came = self.inner.orders.came.notified();
+                tokio::pin!(came);
+                // Registered before looking, so that none is missed that comes in between.
+                came.as_mut().enable();
+                if thing.route().is_some_and(|route| Some(route.id) != way) {
+                    return;
+                }
+                came.await;
+            }
+        };
+        let until = began + RETURN_MAX.min(patience);
+        thing.was_there(RETURN_MAX) && tokio::time::timeout_at(until.into(), back).await.is_ok()
     }
 
     /// The same for an order that can be tried another time: what was not sent is not told.
@@ -202,4 +232,57 @@ const CUT_OFF: &str = "the connection ended after the command was handed to it; 
 /// Whether a session's own answer says that nothing went out: it could not say it, or had no room.
 const fn is_unsent(failure: &Failure) -> bool {
     matches!(failure, Failure::Unsupported(_) | Failure::Busy)
+}
+
+#[cfg(test)]
+mod tests {
+    use device_models::model::Models;
+    use device_models::{Command, Value};
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::bus::Bus;
+    use crate::config;
+    use crate::devices::{Declared, Route, Sign};
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn route(id: u64) -> (Route, mpsc::Receiver<Box<Command>>) {
+        let (commands, orders) = mpsc::channel(1);
+        (Route { id: RouteId(id), adapter: "http".into(), commands }, orders)
+    }
+
+    #[tokio::test]
+    async fn an_order_waits_for_a_thing_that_left_just_now_and_for_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = config::Store { path: folder.path().to_owned(), commit_ms: 0, ..config::Store::default() };
+        let (bus, _) = Bus::open(&store).unwrap();
+        let declared = ["polls", "away"].map(|name| Declared {
+            id: name.to_owned(),
+            product: "relay-switch".to_owned(),
+            name: name.to_owned(),
+            adapter: None,
+        });
+        let models = Arc::new(Models::shipped().unwrap());
+        let devices = Devices::open(models, declared.to_vec(), bus.clone()).unwrap();
+        let toggle = || Order::Invoke { action: "toggle".to_owned(), input: Value::Null };
+        let began = Instant::now();
+        assert_eq!(devices.order("away", "c-1", toggle(), PATIENCE).await, Err(Failure::Offline));
+        assert!(began.elapsed() < RETURN_MAX, "it was never there: nothing is waited for");
+
+        let thing = devices.by_id("polls").unwrap();
+        let (first, _) = route(1);
+        assert!(thing.set_route(&first) && thing.clear_route(first.id));
+        let back = async {
+            let (second, mut orders) = route(2);
+            assert!(thing.set_route(&second));
+            devices.sign(&thing, Sign::Came);
+            assert_eq!(orders.recv().await.unwrap().id, "c-2");
+            assert!(devices.answered("polls", "c-2", Ok(Value::Int(7)), None));
+        };
+        // In their order: it finds nobody, and waits.
+        let (outcome, ()) = tokio::join!(biased; devices.order("polls", "c-2", toggle(), PATIENCE), back);
+        assert_eq!(outcome, Ok(Value::Int(7)));
+        bus.close().await;
+    }
 }

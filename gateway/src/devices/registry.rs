@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use device_models::Message;
 use device_models::model::{Model, Models};
@@ -107,8 +108,15 @@ impl Thing {
         let ours = state.route.as_ref().is_some_and(|r| r.id == id);
         if ours {
             state.route = None;
+            state.left = Some(Instant::now());
         }
         ours
+    }
+
+    /// Whether it can be reached, or could within this time.
+    pub(super) fn was_there(&self, within: Duration) -> bool {
+        let state = self.state();
+        state.route.is_some() || state.left.is_some_and(|left| left.elapsed() < within)
     }
 
     /// Whether an order could be sent to it now.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use device_models::{Body, Command, Message, Quality, Value};
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,8 @@ pub(super) struct State {
     pub(super) since_us: i64,
     pub(super) seen_us: i64,
     pub(super) route: Option<Route>,
+    /// When the last way to it ended.
+    pub(super) left: Option<Instant>,
     pub(super) latest: BTreeMap<Arc<str>, Latest>,
     /// The latest values differ from what the store holds.
     pub(super) unsaved: bool,
