@@ -34,8 +34,9 @@ use crate::webrtc::Webrtc;
 
 /// Camera reports that may wait for the intake.
 const CAMERA_REPORTS_MAX: usize = 1_024;
-/// How often changed latest values are written to the store.
-const LATEST_EVERY: Duration = Duration::from_secs(1);
+/// How often changed latest values are written to the store: each time costs flash, and what a crash makes older is
+/// told anew by the next report.
+const LATEST_EVERY: Duration = Duration::from_secs(60);
 /// Time all tasks have to end.
 const STOP_TIME_MAX: Duration = Duration::from_millis(1_500);
 

@@ -428,7 +428,7 @@ impl Writer {
     }
 
     fn collect(&mut self) {
-        if let Some(passed) = self.cursors.passed() {
+        if let Some(passed) = self.cursors.passed(self.log.sealed()) {
             self.log.passed = passed;
             self.log.collect();
         }

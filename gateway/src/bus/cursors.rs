@@ -16,8 +16,11 @@ use super::{BusError, Lock, index};
 const READERS_MAX: usize = 64;
 pub(super) const TREE: &str = "cursor";
 const BUS: &str = "bus";
-/// How often the highest durable numbers are noted while records come. Each note costs a write of the keyed state.
-pub(super) const HIGH_EVERY: Duration = Duration::from_secs(10);
+/// How often cursors and the highest durable numbers are noted while little comes. Each note costs a write of the keyed
+/// state, which is many times what one device's report takes.
+pub(super) const NOTE_EVERY: Duration = Duration::from_secs(10);
+/// Numbers that a cursor's note may be behind before that time is over: a crash sends so many a second time.
+const BEHIND_MAX: u64 = 1_000;
 
 /// The cursors of all readers, present or not.
 #[derive(Debug)]
@@ -33,7 +36,9 @@ struct State {
     marks: [u64; 4],
     /// Highest durable numbers: now, and as last noted.
     high: [u64; 4],
-    noted: ([u64; 4], Option<Instant>),
+    noted: [u64; 4],
+    /// When these and the cursors were last noted.
+    at: Option<Instant>,
     /// By class the last number that went from the front of the log and is named in the control class.
     told: [u64; 4],
 }
@@ -150,9 +155,7 @@ impl Cursors {
 
     /// By class the number every reader has passed, durably or not; `None` without readers.
     pub(super) fn latest(&self) -> Option<[u64; 4]> {
-        let state = self.state.lock();
-        let all = state.cursors.values().map(|cursor| through(&cursor.latest));
-        all.reduce(|least, seqs| std::array::from_fn(|at| least[at].min(seqs[at])))
+        self.state.lock().latest()
     }
 
     /// `first..=last` is done.
@@ -171,34 +174,22 @@ impl Cursors {
         }
     }
 
-    /// Notes the highest durable numbers now and then: a start that finds less on disk must not give them again.
+    /// The highest durable numbers: a start that finds less on disk must not give them again.
     pub(super) fn reached(&self, through: [u64; 4]) {
-        let mut state = self.state.lock();
-        state.high = through;
-        if state.noted.1.is_none_or(|at| at.elapsed() >= HIGH_EVERY) {
-            self.note_high(&mut state);
-        }
+        self.state.lock().high = through;
     }
 
-    fn note_high(&self, state: &mut State) {
-        if state.high != state.noted.0 && self.keyed.put(BUS, b"high", &encode(self.epoch, state.high)).is_ok() {
-            state.noted = (state.high, Some(Instant::now()));
-        }
-    }
-
-    /// Hands changed cursors to the keyed state, which makes them durable within its second.
-    pub(super) fn save(&self) {
-        self.hand_over(|cursor| cursor.pending.is_none());
-    }
-
-    /// As [`save`](Self::save) at the end: also those whose write before is not known to be durable yet.
+    /// Notes cursors and numbers at the end: also cursors whose write before is not known to be durable yet.
     pub(super) fn save_last(&self) {
-        self.hand_over(|_| true);
-        self.note_high(&mut self.state.lock());
+        self.note(&mut self.state.lock(), |_| true);
     }
 
-    fn hand_over(&self, which: impl Fn(&Cursor) -> bool) {
-        let mut state = self.state.lock();
+    /// Hands what has changed to the keyed state, which makes it durable within its second.
+    fn note(&self, state: &mut State, which: impl Fn(&Cursor) -> bool) {
+        state.at = Some(Instant::now());
+        if state.high != state.noted && self.keyed.put(BUS, b"high", &encode(self.epoch, state.high)).is_ok() {
+            state.noted = state.high;
+        }
         for (name, cursor) in state.cursors.iter_mut().filter(|(_, cursor)| cursor.dirty && which(cursor)) {
             if let Ok(write) = self.keyed.put(TREE, name.as_bytes(), &encode_cursor(self.epoch, &cursor.latest)) {
                 cursor.pending = Some((write, through(&cursor.latest)));
@@ -207,21 +198,39 @@ impl Cursors {
         }
     }
 
-    /// By class the number every reader has durably passed; `None` without readers.
-    pub(super) fn passed(&self) -> Option<[u64; 4]> {
-        self.save();
+    /// By class the number every reader has durably passed; `None` without readers. Cursors are noted when it is time, or
+    /// at once when a full segment, of these last numbers (`u64::MAX`: none), can go with it.
+    pub(super) fn passed(&self, sealed: [u64; 4]) -> Option<[u64; 4]> {
         let durable = self.keyed.through();
         let mut state = self.state.lock();
+        let waits = |latest: [u64; 4]| latest.iter().zip(sealed).any(|(latest, last)| *latest >= last);
+        let due = state.at.is_none_or(|at| at.elapsed() >= NOTE_EVERY);
         for cursor in state.cursors.values_mut() {
             if let Some((_, seqs)) = cursor.pending.take_if(|(write, _)| *write <= durable) {
                 cursor.durable = seqs;
             }
+        }
+        if due || state.is_behind() || state.latest().is_some_and(waits) {
+            self.note(&mut state, |cursor| cursor.pending.is_none());
         }
         state.least()
     }
 }
 
 impl State {
+    fn is_behind(&self) -> bool {
+        let behind = |cursor: &Cursor| {
+            let latest = through(&cursor.latest);
+            latest.iter().zip(cursor.durable).any(|(latest, durable)| latest.saturating_sub(durable) >= BEHIND_MAX)
+        };
+        self.cursors.values().any(behind)
+    }
+
+    fn latest(&self) -> Option<[u64; 4]> {
+        let all = self.cursors.values().map(|cursor| through(&cursor.latest));
+        all.reduce(|least, seqs| std::array::from_fn(|at| least[at].min(seqs[at])))
+    }
+
     /// By class the number every reader has durably passed; `None` without readers.
     fn least(&self) -> Option<[u64; 4]> {
         let all = self.cursors.values().map(|cursor| cursor.durable);

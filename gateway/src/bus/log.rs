@@ -234,6 +234,13 @@ impl Log {
         Class::ALL.map(|class| table.class(class).back().map_or(0, |segment| segment.name.first))
     }
 
+    /// By class the last number of the oldest segment if that is full; `u64::MAX`: it is not.
+    pub(super) fn sealed(&self) -> [u64; 4] {
+        let table = self.files.table.lock();
+        let front = |class| table.class(class).front().filter(|segment| segment.sealed);
+        Class::ALL.map(|class| front(class).map_or(u64::MAX, |segment| segment.last))
+    }
+
     fn append(
         &mut self,
         class: Class,

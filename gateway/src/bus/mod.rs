@@ -5,7 +5,7 @@
 //! | place | holds | made durable by |
 //! |---|---|---|
 //! | `log/` | the messages, by class, in numbered order: our own segment files | group commit, fdatasync |
-//! | `sled/` | keyed state: cursors, registry, retained messages, latest values | flush and our own fdatasync, within 1 s |
+//! | `sled/` | keyed state: cursors, registry, retained messages, latest values | flush and our own fdatasync, within 1 s; of cursors every 10 s or 1,000 numbers |
 //! | `sled.export` | rescue copy of the keyed state | written whole and renamed, at stop and at most every 5 minutes |
 //! | `lock` | nothing: one process holds it | |
 //!

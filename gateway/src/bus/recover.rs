@@ -33,7 +33,7 @@ pub(super) struct Known {
     pub epoch: Option<u64>,
     /// First number of each class's newest segment, at most a second old; 0: unknown.
     pub marks: [u64; 4],
-    /// By class a number that was on disk; at most [`cursors::HIGH_EVERY`](super::cursors::HIGH_EVERY) old after a crash,
+    /// By class a number that was on disk; at most [`cursors::NOTE_EVERY`](super::cursors::NOTE_EVERY) old after a crash,
     /// exact after a stop. 0: unknown.
     pub high: [u64; 4],
     /// Highest number any reader has committed, by class.

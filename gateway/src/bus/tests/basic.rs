@@ -1,12 +1,12 @@
 //! The ordinary ways: append, read, commit, restart.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use device_models::Class;
 
 use super::sim::{Leave, Rig};
 use super::{append_all, covered, drain};
-use crate::bus::{Bus, BusError, Entry, Happening, RECORD_MAX, Road};
+use crate::bus::{Bus, BusError, Entry, Happening, RECORD_MAX, Road, cursors};
 use crate::config;
 
 fn records(from: u64, count: u64) -> Vec<Vec<u8>> {
@@ -68,6 +68,42 @@ async fn numbers_cursors_and_epoch_survive_a_restart() {
     let mut reader = bus.reader("up").unwrap();
     let read = covered(&drain(&mut reader, Class::Live).await, 5, 11);
     assert_eq!(read.last().unwrap().1, b"record 10");
+}
+
+/// How far the note of a reader's cursor is.
+fn noted(bus: &Bus) -> u64 {
+    let note = bus.keyed().get(cursors::TREE, b"up").unwrap().unwrap();
+    cursors::decode_cursor(&note).unwrap().1[usize::from(Class::Live.number())].through
+}
+
+/// The next number, once the writer has looked at the cursors after everything before.
+async fn looked(bus: &Bus) -> u64 {
+    bus.keyed().flush().await.unwrap();
+    append_all(bus, Class::Live, &records(0, 1)).await;
+    append_all(bus, Class::Live, &records(0, 1)).await[0]
+}
+
+#[tokio::test]
+async fn a_cursor_is_noted_now_and_then_or_at_once_when_much_waits_for_it() {
+    let mut rig = Rig::new();
+    (rig.config.segment_mib, rig.config.cap_mib) = (1, 8);
+    let (bus, _) = rig.start().unwrap();
+    let began = Instant::now();
+    let mut reader = bus.reader("up").unwrap();
+    let first = looked(&bus).await;
+    reader.commit(Class::Live, first);
+    let second = looked(&bus).await;
+    assert!(noted(&bus) < first || began.elapsed() >= cursors::NOTE_EVERY, "little waits: each note costs flash");
+    append_all(&bus, Class::Live, &records(0, 1_000)).await;
+    reader.commit(Class::Live, second + 1_000);
+    looked(&bus).await;
+    assert_eq!(noted(&bus), second + 1_000, "a crash would send a thousand again");
+    let last = *append_all(&bus, Class::Live, &vec![vec![7; 100_000]; 15]).await.last().unwrap();
+    reader.commit(Class::Live, last);
+    looked(&bus).await;
+    assert_eq!(noted(&bus), last, "a full segment waits for it");
+    looked(&bus).await;
+    assert!(bus.stat().class_bytes[2] < 1 << 20, "and goes: {:?}", bus.stat());
 }
 
 #[tokio::test]
