@@ -203,7 +203,7 @@ fn publish(
 }
 
 /// A device whose reports are lines of its input.
-fn device(gateway: &Gateway, name: &str, qos: &str) -> anyhow::Result<(Child, ChildStdin)> {
+pub(crate) fn device(gateway: &Gateway, name: &str, qos: &str) -> anyhow::Result<(Child, ChildStdin)> {
     let (port, topic) = (gateway.options.mqtt.to_string(), format!("/generic/{name}/properties/report"));
     let mut command = Command::new("mosquitto_pub");
     command.args(["-p", &port, "-q", qos, "-i", name, "-t", &topic, "-l"]).stdin(Stdio::piped());

@@ -7,6 +7,8 @@
 //!     target/release/load mqtt --help
 //!     target/release/load idle
 //!     target/release/load drain
+//!     target/release/load wear --help
+//!     target/release/load rules
 //!     target/release/load process --help
 //!
 //! CPU is what the kernel accounts to the server's process (`/proc/PID/stat`), memory its `VmRSS`. Everything is on
@@ -22,6 +24,7 @@
 mod drain;
 mod mqtt;
 mod process;
+mod steady;
 mod streams;
 mod table;
 
@@ -59,6 +62,10 @@ enum Command {
     Idle(mqtt::IdlePlan),
     /// A backlog that goes upstream: the gateway alone.
     Drain(drain::Plan),
+    /// One device alone at 1 Hz: what the disk gets for each report. The gateway alone.
+    Wear(steady::WearPlan),
+    /// 100,000 points a second under rules and without: the gateway alone.
+    Rules(steady::RulesPlan),
     /// What a running process takes while others load it: viewers over TLS, browsers, recordings.
     Process(process::Plan),
     /// The floor itself: a bare epoll loop that writes one shared buffer to HTTP-FLV viewers.
@@ -78,6 +85,8 @@ fn main() -> anyhow::Result<()> {
         Command::Sources(plan) => streams::run_sources(&plan)?,
         Command::Mqtt(plan) => mqtt::run(&plan)?,
         Command::Drain(plan) => drain::run(&plan)?,
+        Command::Wear(plan) => steady::run_wear(&plan)?,
+        Command::Rules(plan) => steady::run_rules(&plan)?,
         Command::Idle(plan) => mqtt::run_idle(&plan)?,
         Command::Process(plan) => process::run(&plan)?,
         Command::Floor(plan) => return streams::floor(&plan),
