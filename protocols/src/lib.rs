@@ -12,6 +12,7 @@ mod admitted;
 mod awaited;
 mod coap;
 pub mod exchange;
+pub mod gb28181;
 pub mod hls;
 pub mod http;
 pub mod http_flv;
@@ -43,6 +44,7 @@ pub static PROTOCOLS: &[&dyn Protocol] = &[
     &hls::ROW,
     &http_flv::ROW,
     &coap::ROW,
+    &gb28181::ROW,
     &raw::ROW,
 ];
 

@@ -237,6 +237,10 @@ pub enum Output {
         ticket: Ticket,
         unit: Unit,
     },
+    /// So many packets of a publisher did not come; what they belonged to is left out.
+    Missing {
+        packets: u64,
+    },
     /// The peer is a viewer from here on: the driver hands its connection to the stream's fan-out.
     Watch {
         stream: StreamName,

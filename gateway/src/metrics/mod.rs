@@ -142,6 +142,10 @@ impl Metrics {
         self.add(Figure::PacketsLost, &[adapter], 1);
     }
 
+    pub fn packets_missing(&self, adapter: &str, count: u64) {
+        self.add(Figure::PacketsMissing, &[adapter], count);
+    }
+
     pub fn bytes_in(&self, adapter: &str, bytes: u64) {
         self.add(Figure::BytesIn, &[adapter], bytes);
     }

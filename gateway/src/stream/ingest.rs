@@ -232,6 +232,7 @@ impl Ingest {
                     self.hub.push(&self.source, unit);
                 }
                 Output::Send(bytes) => self.answers.extend_from_slice(&bytes),
+                Output::Missing { .. } => self.source.borrow_mut().counters.faults += 1,
                 Output::Close { reason } => return Err(reason.into_owned()),
                 // A publisher stays the source of its one stream.
                 _ => {}

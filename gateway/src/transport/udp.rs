@@ -7,16 +7,21 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use protocols::Peer;
+use socket2::SockRef;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tracing::{debug, info};
 
 use super::drive::drive;
 use super::wire::{Datagrams, Wire};
-use super::{Adapter, Bound, Services, seed};
+use super::{Adapter, Bound, Language, Services, seed};
 
-/// Packets of one peer that may wait for its session; more are lost, as UDP may, and counted.
+/// Packets of one peer that may wait for its session, at least; more are lost, as UDP may, and counted. A language of large
+/// frames may leave as many as fill one in packets of 2 KiB.
 const PACKETS_MAX: usize = 32;
+const PACKET_LEN: usize = 2_048;
+/// What the kernel may hold for a language of large frames: several key frames.
+const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
 /// The largest UDP payload there is.
 const PACKET_LEN_MAX: usize = 65_536;
 /// Departed peers are swept out of the table after this many packets.
@@ -25,6 +30,11 @@ const SWEEP_EVERY: u32 = 1_024;
 pub(super) async fn start(address: SocketAddr, adapter: Arc<Adapter>, services: &Arc<Services>) -> io::Result<Bound> {
     let socket = Arc::new(UdpSocket::bind(address).await?);
     let bound = socket.local_addr()?;
+    if adapter.languages.first().is_some_and(|language| packets_max(language) > PACKETS_MAX)
+        && let Err(error) = SockRef::from(&*socket).set_recv_buffer_size(RECEIVE_BUFFER)
+    {
+        debug!(adapter = %adapter.info.name, %error, "the port keeps its buffer");
+    }
     info!(adapter = %adapter.info.name, address = %bound, "listening");
     let services = Arc::clone(services);
     services.tasks.clone().spawn("udp-read", read(socket, adapter, services));
@@ -89,11 +99,15 @@ fn deliver(
         services.metrics.connection_refused(&adapter.info.name, "connections_max");
     }
     let Some(language) = adapter.languages.first() else { return };
-    let (sender, packets) = mpsc::channel(PACKETS_MAX);
+    let (sender, packets) = mpsc::channel(packets_max(language));
     // The channel is new and has room.
     drop(sender.try_send(packet));
     peers.insert(from, sender);
     let wire = Wire::Datagram(Box::new(Datagrams { socket: Arc::clone(socket), peer: from, packets }));
     let peer = Peer { address: Some(from), adapter: Arc::clone(&adapter.info.name), seed: seed(), secure: false };
     services.tasks.spawn("udp-peer", drive(wire, BytesMut::new(), peer, language, adapter, services, None));
+}
+
+fn packets_max(language: &Language) -> usize {
+    (language.limits.frame_max / PACKET_LEN).max(PACKETS_MAX)
 }

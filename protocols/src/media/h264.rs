@@ -320,8 +320,17 @@ pub fn annex_b_nals(data: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// Where the next 0x000001 begins and ends.
-fn start_code(data: &[u8]) -> Option<(usize, usize)> {
-    data.windows(3).position(|three| three == [0, 0, 1]).map(|begin| (begin, begin + 3))
+pub(super) fn start_code(data: &[u8]) -> Option<(usize, usize)> {
+    let mut at = 0;
+    while let Some(&[a, b, c]) = data.get(at..).and_then(|rest| rest.first_chunk()) {
+        match c {
+            1 if a == 0 && b == 0 => return Some((at, at + 3)),
+            0 => at += 1,
+            // The third byte is none of a code's first two.
+            _ => at += 3,
+        }
+    }
+    None
 }
 
 /// A byte stream's access unit with 4-byte length prefixes.

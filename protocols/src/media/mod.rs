@@ -2,8 +2,9 @@
 //!
 //! Inside: one file a codec or container, all pure: `h264.rs`, `h265.rs`, `av1.rs`, `aac.rs`, `opus.rs`, `g711.rs`, `g726.rs`, `adpcm.rs` (what a decoder is
 //! told, and what we read off it), `amf0.rs` and `metadata.rs` (script data), `flv/` (tags to units), `mux/` (units to what
-//! viewers get), `fmp4/` (units to fragmented MP4), `pictures.rs` (NAL units to access units), `read.rs` (bounded readers under all of them). Must not be in here:
-//! anything one protocol alone needs.
+//! viewers get), `fmp4/` (units to fragmented MP4), `pictures.rs` (NAL units to access units), `annex_b.rs` (byte streams to
+//! pictures), `ps/` (program streams to units), `read.rs` (bounded readers under all of them). Must not be in here: anything
+//! one protocol alone needs.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use bytes::Bytes;
 pub mod aac;
 pub mod adpcm;
 pub mod amf0;
+mod annex_b;
 pub mod av1;
 pub mod flv;
 pub mod fmp4;
@@ -24,6 +26,7 @@ pub mod metadata;
 pub mod mux;
 pub mod opus;
 pub(crate) mod pictures;
+pub mod ps;
 mod read;
 pub mod rtp;
 

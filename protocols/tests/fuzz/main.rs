@@ -44,7 +44,24 @@ macro_rules! fuzz {
     };
 }
 
-fuzz!(mqtt, rtmp, http_flv, http_things, hls, rtsp, jt1078, coap, raw, flv, video_records, audio_records, script, rtp);
+fuzz!(
+    mqtt,
+    rtmp,
+    http_flv,
+    http_things,
+    hls,
+    rtsp,
+    jt1078,
+    gb28181,
+    coap,
+    raw,
+    flv,
+    video_records,
+    audio_records,
+    script,
+    rtp,
+    ps
+);
 
 fn run(name: &str) {
     let target = targets::all().into_iter().find(|target| target.name == name).expect("a target of this name");

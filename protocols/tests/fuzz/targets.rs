@@ -17,6 +17,7 @@ use protocols::media::h264::AvcC;
 use protocols::media::h265::{self, HvcC};
 use protocols::media::metadata::Metadata;
 use protocols::media::opus::{self, OpusHead};
+use protocols::media::ps;
 use protocols::media::rtp::depacketize::Described;
 use protocols::media::rtp::{self, Depacketizer};
 use protocols::media::{Codec, Container, Mux, Picture, Sound, Track, Tracks, adpcm, g711, mux};
@@ -47,6 +48,7 @@ pub fn all() -> Vec<Target> {
     all.push(media("audio_records", audio_records, &[b"OpusHead\x01\x02\x38\x01\x80\xbb\0\0\0\0\0"]));
     all.push(media("script", script, &[]));
     all.push(media("rtp", depacketize, &[]));
+    all.push(media("ps", program_stream, &[]));
     all
 }
 
@@ -68,14 +70,18 @@ impl Seen {
 // === rows ===
 
 fn talk(row: &'static dyn Protocol) -> Target {
-    let datagrams = row.captures().iter().all(|capture| capture.wire == Wire::Datagram);
+    // Each input goes over every wire of which there are captures.
+    let wires: BTreeSet<bool> = row.captures().iter().map(|capture| capture.wire == Wire::Datagram).collect();
     let seeds = row.captures().iter().map(|capture| capture.bytes[..capture.bytes.len().min(16 * 1024)].to_vec());
     let name = match row.name() {
         "http-flv" => "http_flv",
         "http-things" => "http_things",
         plain => plain,
     };
-    Target { name, seeds: seeds.collect(), run: Box::new(move |input| converse(row, datagrams, input)) }
+    let run = move |input: &[u8]| {
+        wires.iter().fold(0, |all: u64, datagrams| all.rotate_left(1) ^ converse(row, *datagrams, input))
+    };
+    Target { name, seeds: seeds.collect(), run: Box::new(run) }
 }
 
 /// One talk: the input in pieces, with commands and deadlines in between, all by chance that the input decides.
@@ -280,5 +286,24 @@ fn depacketize(input: &[u8]) -> u64 {
             .for_each(|unit| seen.note(&(unit.codec, unit.kind, unit.track == Track::Video, unit.data.len() > 99)));
     }
     seen.note(&depacketizer.lost().min(2));
+    seen.number()
+}
+
+/// A program stream in pieces, with losses and marks by chance that the input decides.
+fn program_stream(input: &[u8]) -> u64 {
+    let (mut seen, mut random) = (Seen::default(), Random::new(fnv(input)));
+    let (mut demuxer, mut units, mut rest) = (ps::Demuxer::default(), Vec::new(), input);
+    while !rest.is_empty() {
+        let (piece, behind) = rest.split_at((1 + random.below(1_400)).min(rest.len()));
+        rest = behind;
+        seen.note(&demuxer.push(piece, &mut units));
+        match random.below(12) {
+            0 => demuxer.lose(),
+            1 => demuxer.mark(&mut units),
+            _ => {}
+        }
+        units.drain(..).for_each(|unit| seen.note(&(unit.codec, unit.kind, unit.data.len() > 99)));
+    }
+    seen.note(&(demuxer.left_out().min(3), demuxer.searched() > 0, demuxer.is_sound_alone()));
     seen.number()
 }

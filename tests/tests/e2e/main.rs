@@ -24,6 +24,7 @@ mod durability;
 mod enhanced;
 mod formats;
 mod forwarding;
+mod gb28181;
 mod gstreamer;
 mod hls;
 mod hostile;

@@ -260,6 +260,9 @@ impl Conversation {
                     let fetch = self.services.hls.clone().fetch(stream, piece, carried, (player, self.address));
                     self.fetch(ticket, fetch);
                 }
+                Output::Missing { packets } => {
+                    self.services.metrics.packets_missing(&self.adapter.info.name, packets);
+                }
                 // A unit before its source: the session's fault, and nobody could be watching.
                 Output::Unit(_) => self.services.metrics.fault(&self.adapter.info.name, self.language.row.name()),
                 other => return Plain::Attend(other),

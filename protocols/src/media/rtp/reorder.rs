@@ -23,6 +23,11 @@ pub struct Reorder {
 }
 
 impl Reorder {
+    /// Waits for this packet first, within the same bounds.
+    pub fn beginning_at(sequence: u16) -> Self {
+        Self { expected: Some(sequence), ..Self::default() }
+    }
+
     /// Takes an RTP packet. One that comes twice, or after its time, is left out.
     pub fn push(&mut self, now: Instant, packet: Bytes) {
         let Some(&[_, _, high, low]) = packet.first_chunk() else { return };
@@ -46,6 +51,11 @@ impl Reorder {
         }
         self.expected = Some(sequence.wrapping_add(1));
         self.held.pop_front().map(|(_, _, packet)| packet)
+    }
+
+    /// When the packets that wait have waited long enough.
+    pub fn due(&self) -> Option<Instant> {
+        self.held.iter().map(|(_, arrived, _)| *arrived + WAIT_MAX).min()
     }
 }
 
@@ -76,7 +86,9 @@ mod tests {
         reorder.push(now, packet(65_535));
         reorder.push(now, packet(3));
         assert!(pops(&mut reorder, now + WAIT_MAX / 2).is_empty(), "2 may come");
+        assert_eq!(reorder.due(), Some(now + WAIT_MAX));
         assert_eq!(pops(&mut reorder, now + WAIT_MAX), [3]);
+        assert_eq!(reorder.due(), None);
         for sequence in 5..70 {
             reorder.push(now, packet(sequence));
         }
