@@ -21,14 +21,14 @@ pub(crate) fn node_media_server() -> anyhow::Result<PathBuf> {
     Ok(program)
 }
 
-/// xiu's program; building it takes minutes.
+/// xiu's program; building it takes minutes, and Debian's libopus-dev and pkg-config.
 pub(crate) fn xiu() -> anyhow::Result<PathBuf> {
     let folder = root().join("target/peers-xiu");
     let program = folder.join("bin/xiu");
     if !program.exists() {
         let mut command = Command::new("cargo");
         command.args(["install", "xiu", "--version", XIU, "--locked", "--root"]).arg(&folder);
-        done(command.env_remove("CARGO_TARGET_DIR"))?;
+        done(command.env_remove("CARGO_TARGET_DIR")).context("xiu also needs Debian's libopus-dev and pkg-config")?;
     }
     Ok(program)
 }
