@@ -2,7 +2,7 @@
 //!
 //! Packets are walked by their lengths; start codes are searched for after an error, and where a length is missing. What
 //! is in a stream, its own bytes say rather than the map: `header.rs` (headers), `sound.rs` (audio); pictures are
-//! [`AnnexB`]'s. Must not be in here: RTP.
+//! `annex_b.rs`'s. Must not be in here: RTP.
 
 use bytes::{Buf, Bytes, BytesMut};
 
