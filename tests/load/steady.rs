@@ -25,6 +25,7 @@ pub(crate) struct WearPlan {
     #[arg(long, default_value_t = 100)]
     points: u64,
     /// Where the store is to be: a file system that nobody else writes to, on a block device of its own.
+    /// Without one there are no figures of the device.
     #[arg(long)]
     folder: Option<PathBuf>,
 }
@@ -62,7 +63,7 @@ pub(crate) fn run_wear(plan: &WearPlan) -> anyhow::Result<Table> {
     for _ in 0..SETTLE.as_secs() {
         second()?;
     }
-    let disk_now = || plan.folder.as_deref().map(written).transpose();
+    let disk_now = || plan.folder.as_deref().map(written).transpose().map(Option::flatten);
     let (disk, own) = (disk_now()?, usage(gateway.child.pid())?.written);
     let mut payload = 0;
     for _ in 0..plan.seconds {
@@ -155,13 +156,13 @@ impl Walk {
     }
 }
 
-/// Bytes that the block device under this folder was given to write so far.
-fn written(folder: &Path) -> anyhow::Result<u64> {
+/// Bytes that the block device under this folder was given to write so far; `None` where there is none, as under a
+/// container's layers.
+fn written(folder: &Path) -> anyhow::Result<Option<u64>> {
     rustix::fs::syncfs(std::fs::File::open(folder)?)?;
     let device = std::fs::metadata(folder)?.dev();
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    let stat = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat"));
-    let stat = stat.with_context(|| format!("{} is on no block device", folder.display()))?;
+    let Ok(stat) = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat")) else { return Ok(None) };
     let sectors: u64 = stat.split_whitespace().nth(6).context("the device's figures")?.parse()?;
-    Ok(sectors * 512)
+    Ok(Some(sectors * 512))
 }

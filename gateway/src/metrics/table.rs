@@ -49,7 +49,7 @@ figures! {
     PullFailures "pull_failures_total" Counter ["stream"] "Connections to a pulled camera that failed or broke";
     PullLost "pull_packets_lost_total" Counter ["stream"] "RTP packets of a pulled camera that did not come";
     PacketsLost "packets_lost_total" Counter ["adapter"] "UDP packets of streams that found the kernel's buffers full";
-    PacketsMissing "packets_missing_total" Counter ["adapter"] "RTP packets of cameras (GB/T 28181) that did not come; their pictures are left out";
+    PacketsMissing "packets_missing_total" Counter ["adapter"] "RTP packets of cameras (GB/T 28181) that did not come over UDP; their pictures are left out";
     ConnectionsRefused "connections_refused_total" Counter ["adapter", "reason"] "Connections turned away, by reason";
     Hooks "hooks_total" Counter ["event", "result"] "Hooks asked and told, by what came back: allowed, denied, unreachable, dropped (the queue was full)";
     TlsReloads "tls_reloads_total" Counter ["result"] "Changed certificates of listeners that were read again: ok, or failed (the one before stays)";

@@ -65,10 +65,9 @@ fn the_disk_of_one_device_and_the_cost_of_rules_are_measured() {
     let folder = tempfile::TempDir::new_in(sluicegate_tests::root().join("target")).unwrap();
     let place = folder.path().display().to_string();
     let wear = &rows(&["--json", "wear", "--seconds", "2", "--points", "10", "--folder", &place])[0];
-    for figure in ["device B each", "write_bytes each"] {
-        // A commit is a block of the file system's at least.
-        assert!(wear[figure].as_f64() >= Some(4096.0), "{wear}");
-    }
+    // A commit is a block of the file system's at least. Under a container's layers there is no device to ask.
+    let device = wear["device B each"].as_f64();
+    assert!(wear["write_bytes each"].as_f64() >= Some(4096.0) && device.is_none_or(|bytes| bytes >= 4096.0), "{wear}");
     let rules = rows(&["--json", "rules", "--seconds", "2", "--reports", "50"]);
     let held: Vec<_> = rules.iter().map(|row| row["held back/s"].as_f64().unwrap()).collect();
     assert!(held[0] < 1.0, "without a rule: {held:?}");
