@@ -157,6 +157,8 @@ fn command(kind: Kind, setup: &Setup, port: u16, http: u16, folder: &Path) -> an
                 "[rtmp]\nenabled = true\nport = {port}\ngop_num = 1\n[httpflv]\nenabled = true\nport = {http}\n\
                  [authsecret]\nkey = \"\"\npassword = \"\"\n[log]\nlevel = \"error\"\n"
             );
+            // It goes by the name's end.
+            let config = config.with_extension("toml");
             std::fs::write(&config, said)?;
             let mut command = Command::new(peers::xiu()?);
             command.arg("--config").arg(&config);
