@@ -141,6 +141,15 @@ impl Rig {
         Push(ours)
     }
 
+    /// A publisher whose first key frame, of so many bytes, is in.
+    async fn publish_key(&self, len: usize) -> Push {
+        let mut push = self.publish().await;
+        push.begin();
+        push.send(&[frame(Kind::Key, 0, len)]);
+        self.until(|info| info.counters.video_frames == 1).await;
+        push
+    }
+
     fn publishers(&self) -> u64 {
         self.core.list().first().map_or(0, |info| info.counters.publishers)
     }

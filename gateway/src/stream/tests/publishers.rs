@@ -66,10 +66,7 @@ async fn a_live_stream_is_not_taken_over_where_that_is_off() {
 #[tokio::test]
 async fn viewers_are_kept_for_the_grace_time_and_then_let_go() {
     let rig = Rig::new(|config| config.grace_seconds = 2);
-    let mut push = rig.publish().await;
-    push.begin();
-    push.send(&[frame(Kind::Key, 0, 500)]);
-    rig.until(|info| info.counters.video_frames == 1).await;
+    let push = rig.publish_key(500).await;
     let mut watcher = rig.watch(Container::Flv);
     watcher.frames(1);
     drop(push);
@@ -90,10 +87,7 @@ async fn without_a_grace_time_a_stream_ends_with_its_publisher_and_its_viewers_h
     let rig = Rig::new(|config| {
         (config.grace_seconds, config.window_min_ms, config.window_max_ms) = (0, 5_000, 5_000);
     });
-    let mut push = rig.publish().await;
-    push.begin();
-    push.send(&[frame(Kind::Key, 0, 500)]);
-    rig.until(|info| info.counters.video_frames == 1).await;
+    let mut push = rig.publish_key(500).await;
     let mut watcher = rig.watch(Container::Flv);
     watcher.frames(1);
     let mut changes = rig.core.changes();

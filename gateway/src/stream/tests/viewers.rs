@@ -41,10 +41,7 @@ async fn a_viewer_that_waits_is_let_in_when_the_stream_appears() {
 #[tokio::test]
 async fn what_a_session_says_comes_between_the_tags() {
     let rig = Rig::new(|_| {});
-    let mut push = rig.publish().await;
-    push.begin();
-    push.send(&[frame(Kind::Key, 0, 300_000)]);
-    rig.until(|info| info.counters.video_frames == 1).await;
+    let mut push = rig.publish_key(300_000).await;
     let mut watcher = rig.watch(Container::Flv);
     watcher.socket.write_all(b"ping").unwrap();
     let mut answers = 0;
@@ -72,10 +69,7 @@ async fn a_stalled_viewer_is_closed_and_costs_nobody_else_anything() {
     let rig = Rig::new(|config| {
         (config.stall_max_seconds, config.lag_max_ms, config.gop_kib) = (2, 500, 1024);
     });
-    let mut push = rig.publish().await;
-    push.begin();
-    push.send(&[frame(Kind::Key, 0, 1000)]);
-    rig.until(|info| info.counters.video_frames == 1).await;
+    let mut push = rig.publish_key(1000).await;
     let stalled = rig.watch(Container::Flv);
     let mut healthy = rig.watch(Container::Flv);
     healthy.frames(1);
@@ -103,10 +97,7 @@ async fn a_slow_viewer_goes_on_at_a_key_frame() {
     let rig = Rig::new(|config| {
         (config.lag_max_ms, config.gop_kib) = (400, 1024);
     });
-    let mut push = rig.publish().await;
-    push.begin();
-    push.send(&[frame(Kind::Key, 0, 1000)]);
-    rig.until(|info| info.counters.video_frames == 1).await;
+    let mut push = rig.publish_key(1000).await;
     let mut slow = rig.watch(Container::Flv);
     slow.frames(1);
     let mut sent = 0;
@@ -227,10 +218,7 @@ async fn each_viewer_gets_h265_in_its_own_dialect() {
 #[tokio::test]
 async fn viewers_of_both_dialects_share_what_has_no_h265_until_there_is_some() {
     let rig = Rig::new(|_| {});
-    let mut push = rig.publish().await;
-    push.begin();
-    push.send(&[frame(Kind::Key, 0, 100)]);
-    rig.until(|info| info.counters.video_frames == 1).await;
+    let mut push = rig.publish_key(100).await;
     let mut plain = rig.watch(Container::Flv);
     plain.frames(1);
     rig.until(|info| info.viewers == 1).await;
