@@ -88,9 +88,9 @@ impl Cursors {
             let durable = through(&latest);
             cursors.insert(name, Cursor { latest, durable, ..Cursor::default() });
         }
-        let told = noted(&keyed, b"told", epoch);
+        let (told, marks) = (noted(&keyed, b"told", epoch), noted(&keyed, b"marks", epoch));
         keyed.put(BUS, b"epoch", &epoch.to_le_bytes())?;
-        Ok(Self { keyed, epoch, state: Lock::new(State { cursors, told, ..State::default() }) })
+        Ok(Self { keyed, epoch, state: Lock::new(State { cursors, told, marks, ..State::default() }) })
     }
 
     /// By class the first and last number below `oldest` that some reader has not passed and no gap record is known to
@@ -166,9 +166,10 @@ impl Cursors {
         cursor.dirty |= cursor.latest[at].pass(first, last);
     }
 
-    /// Notes the first number of each class's newest segment.
+    /// Notes the first number of each class's newest segment; 0, of a class without one: what was noted stays.
     pub(super) fn mark(&self, marks: [u64; 4]) {
         let mut state = self.state.lock();
+        let marks = std::array::from_fn(|at| marks[at].max(state.marks[at]));
         if state.marks != marks && self.keyed.put(BUS, b"marks", &encode(self.epoch, marks)).is_ok() {
             state.marks = marks;
         }

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use device_models::Class;
 use tracing::{debug, warn};
 
+use super::disk::is_full;
 use super::index;
 use super::log::{Log, Loss, Segment, Table};
 
@@ -144,21 +145,48 @@ impl Log {
         }
     }
 
+    /// Removes a class's oldest segment; of a class that would be left without a file, only once it has a new one.
     fn remove(&mut self, segment: Segment) -> bool {
+        let class = segment.name.class;
+        let only = self.files.table.lock().class(class).len() == 1;
+        // A start knows by the files alone how far the numbers of a class went.
+        let followed = if only { self.follow(&segment) } else { Ok(()) };
+        if let Err(error) = &followed
+            && !is_full(error)
+        {
+            debug!(%error, class = class.topic(), "cannot start a segment; the one before stays");
+            return false;
+        }
+        // First out of sight: whoever finds the file missing must not find it listed.
+        self.files.table.lock().class_mut(class).retain(|old| old.name != segment.name);
         let path = self.files.path(&segment.name);
         match self.files.disk.remove(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 warn!(%error, file = %path.display(), "cannot remove a segment");
+                self.files.table.lock().class_mut(class).push_front(segment);
                 return false;
             }
             _ => {}
         }
-        self.files.table.lock().class_mut(segment.name.class).retain(|old| old.name != segment.name);
+        // A full disk has room for it now.
+        if followed.is_err()
+            && let Err(error) = self.follow(&segment)
+        {
+            warn!(%error, class = class.topic(), "a class is without a file");
+        }
         // Frees the blocks now on file systems that free at their own commit; a segment that comes back is let go again.
         if let Err(error) = self.files.disk.sync_folder(&self.files.folder) {
             debug!(%error, "cannot sync the log's folder");
         }
         true
+    }
+
+    /// Starts the segment behind a class's last one.
+    fn follow(&mut self, last: &Segment) -> io::Result<()> {
+        if last.last < last.name.first {
+            return Err(io::Error::other("it holds no record, and the next would have its name"));
+        }
+        self.roll(last.name.class, last.last + 1)
     }
 }
 

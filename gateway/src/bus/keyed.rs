@@ -26,7 +26,7 @@ const PENDING_MAX: usize = 8 * 1024 * 1024;
 const KEY_MAX: usize = 64 * 1024;
 const VALUE_MAX: usize = 1024 * 1024;
 /// How long changes are collected.
-const COLLECT: Duration = Duration::from_secs(1);
+pub(super) const COLLECT: Duration = Duration::from_secs(1);
 /// The least time between exports, and how much a day they may write.
 const EXPORT_EVERY: Duration = Duration::from_secs(300);
 /// A wait without an end.
@@ -210,13 +210,19 @@ pub(super) struct KeyedWriter {
     shared: Arc<Shared>,
     disk: Arc<dyn Disk>,
     export: PathBuf,
+    collect: Duration,
     exported: Instant,
     export_pause: Duration,
     changed: bool,
 }
 
 /// A front for `table`, and the writer that has to be run in a thread of its own.
-pub(super) fn open(table: Box<dyn Table>, disk: Arc<dyn Disk>, export: &Path) -> (Keyed, KeyedWriter) {
+pub(super) fn open(
+    table: Box<dyn Table>,
+    disk: Arc<dyn Disk>,
+    export: &Path,
+    collect: Duration,
+) -> (Keyed, KeyedWriter) {
     let shared = Arc::new(Shared {
         table: Lock::new(Some(Arc::from(table))),
         changes: Lock::new(Changes::default()),
@@ -227,6 +233,7 @@ pub(super) fn open(table: Box<dyn Table>, disk: Arc<dyn Disk>, export: &Path) ->
         shared: Arc::clone(&shared),
         disk,
         export: export.to_owned(),
+        collect,
         exported: Instant::now(),
         export_pause: EXPORT_EVERY,
         changed: false,
@@ -276,7 +283,7 @@ impl KeyedWriter {
         let shared = Arc::clone(&self.shared);
         let mut changes = shared.changes.lock();
         loop {
-            let due = changes.since.map(|since| since + COLLECT);
+            let due = changes.since.map(|since| since + self.collect);
             match due {
                 Some(due) if changes.urgent || changes.closing || Instant::now() >= due => {
                     changes.writing = std::mem::take(&mut changes.pending);
@@ -293,7 +300,7 @@ impl KeyedWriter {
                     // A flush with nothing to write is answered by what is durable already.
                     changes.urgent = false;
                     let pause = if self.changed { self.export_pause } else { LONG };
-                    let pause = pause.saturating_sub(self.exported.elapsed()).max(COLLECT);
+                    let pause = pause.saturating_sub(self.exported.elapsed()).max(self.collect);
                     changes = shared.wake.wait_timeout(changes, pause).unwrap_or_else(PoisonError::into_inner).0;
                     if self.changed && changes.since.is_none() && self.exported.elapsed() >= self.export_pause {
                         drop(changes);
@@ -332,7 +339,7 @@ impl KeyedWriter {
     /// Sits out the pause after a failure. True when it is time to stop.
     fn rest(&self) -> bool {
         let changes = self.shared.changes.lock();
-        let rested = self.shared.wake.wait_timeout_while(changes, COLLECT, |changes| !changes.closing);
+        let rested = self.shared.wake.wait_timeout_while(changes, self.collect, |changes| !changes.closing);
         rested.unwrap_or_else(PoisonError::into_inner).0.closing
     }
 

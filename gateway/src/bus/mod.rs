@@ -186,6 +186,16 @@ pub struct Repaired {
     pub told: u64,
 }
 
+/// What the bus stands on: the box's own, or a simulated one.
+struct Ground {
+    disk: Arc<dyn Disk>,
+    table: Box<dyn Table>,
+    /// The keyed state was lost or is of a rescue copy.
+    lossy: bool,
+    /// How long changes of the keyed state are collected before they are made durable.
+    collect: Duration,
+}
+
 /// The bus. Cheap to clone; the threads behind it end when the last clone is gone, or at [`close`](Self::close).
 #[derive(Debug, Clone)]
 pub struct Bus {
@@ -215,7 +225,8 @@ impl Bus {
         let mut findings = Vec::new();
         let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         let (table, lossy) = guard::open(&*disk, path, &mut findings)?;
-        let bus = Self::assemble(config, disk, table, lossy, Some(lock), &mut findings)?;
+        let ground = Ground { disk, table, lossy, collect: keyed::COLLECT };
+        let bus = Self::assemble(config, ground, Some(lock), &mut findings)?;
         for finding in &findings {
             warn!(kind = ?finding.kind, "{}", finding.text);
         }
@@ -224,14 +235,13 @@ impl Bus {
 
     fn assemble(
         config: &config::Store,
-        disk: Arc<dyn Disk>,
-        table: Box<dyn Table>,
-        lossy: bool,
+        Ground { disk, table, lossy, collect }: Ground,
         lock: Option<File>,
         findings: &mut Vec<Finding>,
     ) -> Result<Self, BusError> {
         let open_error = |error| BusError::Open { path: config.path.clone(), error };
-        let (keyed, keyed_writer) = keyed::open(table, Arc::clone(&disk), &config.path.join("sled.export"));
+        let export = config.path.join("sled.export");
+        let (keyed, keyed_writer) = keyed::open(table, Arc::clone(&disk), &export, collect);
         let lock = Arc::new(lock);
         let held = Arc::clone(&lock);
         threads::thread("bus-keyed", move || {
@@ -264,6 +274,7 @@ impl Bus {
                 }
             }
         }
+        cursors.mark(log.marks());
         let window = Window { time: Duration::from_millis(config.commit_ms), bytes: config.commit_kib as usize * 1024 };
         let buffer = Arc::new(Buffer::new(epoch, found.next, limits.segment, window));
         let (sender, durable) = watch::channel(Durable::from_disk(through));

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use device_models::{Body, Class};
 
-use super::sim::{Leave, Rig};
+use super::sim::{Leave, Removing, Rig};
 use super::{append_all, covered, drain};
 use crate::bus::keyed::full_key;
 use crate::bus::segment::{HEADER, Name};
@@ -233,4 +233,31 @@ async fn cursors_of_an_older_copy_name_what_they_cannot_tell() {
         covered(&live, 6, 30);
         bus.close().await;
     }
+}
+
+#[tokio::test]
+async fn what_goes_while_it_is_read_is_said_to_have_gone_at_the_cap() {
+    let mut rig = Rig::new();
+    (rig.config.segment_mib, rig.config.cap_mib) = (1, 8);
+    let (bus, _) = rig.start().unwrap();
+    let mut reader = bus.reader("up").unwrap();
+    let (gone, mut going) = tokio::sync::mpsc::unbounded_channel();
+    let (go_on, held) = std::sync::mpsc::channel::<()>();
+    rig.disk.faults.lock().unwrap().removing = Some(Removing::new(move || {
+        gone.send(()).unwrap();
+        held.recv().unwrap_err();
+    }));
+    loop {
+        tokio::select! {
+            biased;
+            _ = going.recv() => break,
+            appended = bus.append(Class::Live, &[7; 100_000]) => drop(appended.unwrap()),
+        }
+    }
+    // The file is gone, and the writer has not come back from it.
+    let entries = reader.next(Class::Live, 5, 1_000_000).await.unwrap();
+    let Entry::Gap { first: 1, last, reason } = &entries[0] else { panic!("{entries:?}") };
+    assert_eq!((reason.as_str(), bus.stat().corrupt), ("cap", 0));
+    assert!(matches!(entries[1], Entry::Record { seq, .. } if seq == last + 1), "{:?}", entries[1]);
+    drop(go_on);
 }

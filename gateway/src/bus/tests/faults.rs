@@ -208,6 +208,26 @@ async fn a_failing_disk_refuses_and_recovers_and_names_the_loss() {
 }
 
 #[tokio::test]
+async fn a_class_that_was_read_to_its_end_keeps_its_place_while_the_disk_fails() {
+    let rig = Rig::new();
+    append_all(&rig.start().unwrap().0, Class::Live, &[record(1)]).await;
+    // The power goes before the keyed state says anything.
+    let rig = rig.cut(Leave::Nothing);
+    let (bus, _) = rig.start().unwrap();
+    bus.reader("up").unwrap().commit(Class::Live, 1);
+    rig.disk.faults.lock().unwrap().sync = true;
+    for _ in 0..4 {
+        // Each commit that fails looks at what readers have passed; the cursor is durable by the second.
+        let seq = bus.append(Class::Live, &record(2)).await.unwrap();
+        bus.settled(Class::Live, seq).await.unwrap_err();
+        bus.keyed().flush().await.unwrap();
+    }
+    let (again, _) = rig.cut(Leave::All).start().unwrap();
+    assert_eq!(again.epoch(), bus.epoch(), "no number is known to be free without a file of its class");
+    assert!(append_all(&again, Class::Live, &[record(3)]).await[0] > 1);
+}
+
+#[tokio::test]
 async fn a_full_disk_lets_the_oldest_go_and_the_live_path_goes_on() {
     let mut rig = Rig::new();
     rig.config.segment_mib = 1;

@@ -2,6 +2,7 @@
 //! settled is delivered, under its number, in order; whatever is missing is named; no number is given twice.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use device_models::Class;
 use proptest::prelude::*;
@@ -85,6 +86,8 @@ impl World {
     fn new() -> Self {
         let mut rig = Rig::new();
         (rig.config.segment_mib, rig.config.cap_mib) = (1, 8);
+        // Short, so that segments go during a history.
+        rig.collect = Duration::from_millis(5);
         let (bus, _) = rig.start().unwrap();
         let (reader, epoch) = (bus.reader("up").unwrap(), bus.epoch());
         let classes = [(); 4].map(|()| OneClass { next: 1, ..OneClass::default() });

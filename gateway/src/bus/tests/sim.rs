@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::bus::disk::{Disk, DiskFile};
+use crate::bus::keyed;
 use crate::bus::table::{Each, Table};
-use crate::bus::{Bus, BusError, Finding};
+use crate::bus::{Bus, BusError, Finding, Ground};
 use crate::config;
 
 /// What a power cut leaves of the bytes that were written but not synced.
@@ -44,7 +46,12 @@ pub(super) struct Faults {
     pub room: Option<u64>,
     /// Every sync fails.
     pub sync: bool,
+    /// Called by whoever removes a file, once it is gone.
+    pub removing: Option<Removing>,
 }
+
+#[derive(Clone)]
+pub(super) struct Removing(Arc<Mutex<dyn FnMut() + Send>>);
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct SimDisk {
@@ -56,6 +63,20 @@ pub(super) struct SimDisk {
 struct SimFile {
     disk: SimDisk,
     content: Shared,
+}
+
+// === impl Removing ===
+
+impl Removing {
+    pub(super) fn new(called: impl FnMut() + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(called)))
+    }
+}
+
+impl std::fmt::Debug for Removing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Removing")
+    }
 }
 
 // === impl SimDisk ===
@@ -139,7 +160,12 @@ impl Disk for SimDisk {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        self.state.lock().unwrap().now.remove(path).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.state.lock().unwrap().now.remove(path).ok_or(io::ErrorKind::NotFound)?;
+        let removing = self.faults.lock().unwrap().removing.clone();
+        if let Some(Removing(called)) = removing {
+            called.lock().unwrap()();
+        }
+        Ok(())
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -258,18 +284,20 @@ pub(super) struct Rig {
     pub config: config::Store,
     /// The keyed state was lost or restored.
     pub lossy: bool,
+    pub collect: Duration,
 }
 
 impl Rig {
     pub(super) fn new() -> Self {
         let config = config::Store { path: "/sim".into(), commit_ms: 0, free_min_mib: 0, ..config::Store::default() };
-        Self { config, ..Self::default() }
+        Self { config, collect: keyed::COLLECT, ..Self::default() }
     }
 
     pub(super) fn start(&self) -> Result<(Bus, Vec<Finding>), BusError> {
         let mut findings = Vec::new();
         let (disk, table) = (Arc::new(self.disk.clone()), Box::new(self.table.clone()));
-        let bus = Bus::assemble(&self.config, disk, table, self.lossy, None, &mut findings)?;
+        let ground = Ground { disk, table, lossy: self.lossy, collect: self.collect };
+        let bus = Bus::assemble(&self.config, ground, None, &mut findings)?;
         Ok((bus, findings))
     }
 
@@ -280,6 +308,6 @@ impl Rig {
         } else {
             self.table.cut()
         };
-        Self { disk: self.disk.cut(leave), table, config: self.config.clone(), lossy: self.lossy }
+        Self { disk: self.disk.cut(leave), table, config: self.config.clone(), ..*self }
     }
 }
