@@ -9,21 +9,23 @@ use bytes::{Bytes, BytesMut};
 use protocols::Peer;
 use socket2::SockRef;
 use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tracing::{debug, info};
 
 use super::drive::drive;
-use super::wire::{Datagrams, Wire};
+use super::wire::{Datagram, Datagrams, Wire};
 use super::{Adapter, Bound, Language, Services, seed};
 
 /// Packets of one peer that may wait for its session, at least; more are lost, as UDP may, and counted. A language of large
-/// frames may leave as many as fill one in packets of 2 KiB.
+/// frames may leave as many as fill one in packets of 2 KiB, and never more bytes than those have, however long each is.
 const PACKETS_MAX: usize = 32;
 const PACKET_LEN: usize = 2_048;
 /// What the kernel may hold for a language of large frames: several key frames.
 const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
 /// The largest UDP payload there is.
 const PACKET_LEN_MAX: usize = 65_536;
+/// What every waiting packet counts for besides its own bytes: its place in the queue and its allocation.
+const PACKET_COST: usize = 64;
 /// Departed peers are swept out of the table after this many packets.
 const SWEEP_EVERY: u32 = 1_024;
 
@@ -41,8 +43,37 @@ pub(super) async fn start(address: SocketAddr, adapter: Arc<Adapter>, services: 
     Ok(Bound { address: Some(bound) })
 }
 
+/// The way to one peer's session.
+struct Lane {
+    packets: mpsc::Sender<Datagram>,
+    /// Bytes that may still wait.
+    room: Arc<Semaphore>,
+}
+
+/// Why a packet did not reach its session.
+enum Undelivered {
+    Full(&'static str),
+    /// The session is over.
+    Over,
+}
+
+impl Lane {
+    fn send(&self, bytes: &[u8]) -> Result<(), Undelivered> {
+        let cost = u32::try_from(bytes.len() + PACKET_COST).unwrap_or(u32::MAX);
+        let Ok(held) = Arc::clone(&self.room).try_acquire_many_owned(cost) else {
+            let over = self.packets.is_closed();
+            return Err(if over { Undelivered::Over } else { Undelivered::Full("bytes_max") });
+        };
+        let sent = self.packets.try_send(Datagram { bytes: Bytes::copy_from_slice(bytes), held });
+        sent.map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Undelivered::Full("packets_max"),
+            mpsc::error::TrySendError::Closed(_) => Undelivered::Over,
+        })
+    }
+}
+
 async fn read(socket: Arc<UdpSocket>, adapter: Arc<Adapter>, services: Arc<Services>) {
-    let mut peers: HashMap<SocketAddr, mpsc::Sender<Bytes>> = HashMap::new();
+    let mut peers: HashMap<SocketAddr, Lane> = HashMap::new();
     let mut buffer = vec![0; PACKET_LEN_MAX];
     let mut since_sweep = 0_u32;
     loop {
@@ -60,10 +91,10 @@ async fn read(socket: Arc<UdpSocket>, adapter: Arc<Adapter>, services: Arc<Servi
         };
         since_sweep += 1;
         if since_sweep >= SWEEP_EVERY || peers.len() >= adapter.connections_max {
-            peers.retain(|_, packets| !packets.is_closed());
+            peers.retain(|_, lane| !lane.packets.is_closed());
             since_sweep = 0;
         }
-        let packet = Bytes::copy_from_slice(buffer.get(..len).unwrap_or_default());
+        let packet = buffer.get(..len).unwrap_or_default();
         // Source port 0 cannot be answered.
         if from.port() == 0 {
             services.metrics.connection_refused(&adapter.info.name, "port_0");
@@ -74,21 +105,18 @@ async fn read(socket: Arc<UdpSocket>, adapter: Arc<Adapter>, services: Arc<Servi
 }
 
 fn deliver(
-    peers: &mut HashMap<SocketAddr, mpsc::Sender<Bytes>>,
+    peers: &mut HashMap<SocketAddr, Lane>,
     socket: &Arc<UdpSocket>,
     from: SocketAddr,
-    packet: Bytes,
+    packet: &[u8],
     adapter: &Arc<Adapter>,
     services: &Arc<Services>,
 ) {
-    let packet = match peers.get(&from).map(|known| known.try_send(packet.clone())) {
+    match peers.get(&from).map(|lane| lane.send(packet)) {
         Some(Ok(())) => return,
-        Some(Err(mpsc::error::TrySendError::Full(_))) => {
-            return services.metrics.connection_refused(&adapter.info.name, "packets_max");
-        }
-        Some(Err(mpsc::error::TrySendError::Closed(packet))) => packet,
-        None => packet,
-    };
+        Some(Err(Undelivered::Full(limit))) => return services.metrics.connection_refused(&adapter.info.name, limit),
+        Some(Err(Undelivered::Over)) | None => {}
+    }
     // UDP sources can be forged: a full table must not lock the next honest peer out, so somebody goes. Whoever it is
     // has a new session with its next packet.
     if peers.len() >= adapter.connections_max
@@ -100,9 +128,10 @@ fn deliver(
     }
     let Some(language) = adapter.languages.first() else { return };
     let (sender, packets) = mpsc::channel(packets_max(language));
-    // The channel is new and has room.
-    drop(sender.try_send(packet));
-    peers.insert(from, sender);
+    let lane = Lane { packets: sender, room: Arc::new(Semaphore::new(bytes_max(language))) };
+    // It is new and has room.
+    drop(lane.send(packet));
+    peers.insert(from, lane);
     let wire = Wire::Datagram(Box::new(Datagrams { socket: Arc::clone(socket), peer: from, packets }));
     let peer = Peer { address: Some(from), adapter: Arc::clone(&adapter.info.name), seed: seed(), secure: false };
     services.tasks.spawn("udp-peer", drive(wire, BytesMut::new(), peer, language, adapter, services, None));
@@ -110,4 +139,29 @@ fn deliver(
 
 fn packets_max(language: &Language) -> usize {
     (language.limits.frame_max / PACKET_LEN).max(PACKETS_MAX)
+}
+
+fn bytes_max(language: &Language) -> usize {
+    // One packet of any length always fits.
+    packets_max(language) * PACKET_LEN + PACKET_LEN_MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_for_a_session_is_bounded_in_packets_and_in_bytes() {
+        let (packets, mut session) = mpsc::channel(3);
+        let lane = Lane { packets, room: Arc::new(Semaphore::new(PACKET_LEN_MAX + 2 * PACKET_COST)) };
+        let big = vec![7; PACKET_LEN_MAX - 1];
+        assert!(lane.send(&big).is_ok());
+        assert!(matches!(lane.send(&big), Err(Undelivered::Full("bytes_max"))));
+        assert!(lane.send(b"1").is_ok(), "a small one still fits");
+        drop(session.try_recv().unwrap());
+        assert!(lane.send(b"2").is_ok() && lane.send(b"3").is_ok());
+        assert!(matches!(lane.send(b"4"), Err(Undelivered::Full("packets_max"))));
+        drop(session);
+        assert!(matches!(lane.send(&big), Err(Undelivered::Over)));
+    }
 }

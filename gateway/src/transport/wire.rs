@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_rustls::server::TlsStream;
 use tokio_serial::SerialStream;
 
@@ -50,12 +50,19 @@ impl Secured {
     }
 }
 
+/// One packet, and its share of what may wait for its peer's session.
+#[derive(Debug)]
+pub(super) struct Datagram {
+    pub(super) bytes: Bytes,
+    pub(super) held: OwnedSemaphorePermit,
+}
+
 /// One peer of a UDP socket: its packets come through the socket's reader.
 #[derive(Debug)]
 pub(super) struct Datagrams {
     pub(super) socket: Arc<UdpSocket>,
     pub(super) peer: SocketAddr,
-    pub(super) packets: mpsc::Receiver<Bytes>,
+    pub(super) packets: mpsc::Receiver<Datagram>,
 }
 
 /// What a read brought.
@@ -82,7 +89,13 @@ impl Wire {
             Self::Tcp(io) => poll_read_scratch(Pin::new(io), cx, buffer),
             Self::Tls(io) => poll_read_scratch(Pin::new(&mut io.stream), cx, buffer),
             Self::Serial(io) => poll_read_scratch(Pin::new(io.as_mut()), cx, buffer),
-            Self::Datagram(io) => io.packets.poll_recv(cx).map(|next| Ok(next.map_or(Arrived::End, Arrived::Packet))),
+            Self::Datagram(io) => io.packets.poll_recv(cx).map(|next| {
+                let taken = next.map(|Datagram { bytes, held }| {
+                    drop(held);
+                    bytes
+                });
+                Ok(taken.map_or(Arrived::End, Arrived::Packet))
+            }),
         }
     }
 
