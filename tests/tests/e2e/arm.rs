@@ -1,6 +1,6 @@
 //! The binaries for boxes: built, of the right size, and working under emulation.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ fn works_under_emulation(name: &str) {
     let binary = build(name);
     let size_max = target["size_max_mib"].as_integer().unwrap() as u64 * 1_048_576;
     assert!(std::fs::metadata(&binary).unwrap().len() <= size_max);
+
+    needs_the_c_library_alone(&binary);
 
     let broker = Mosquitto::start();
     let mut receiver = Receiver::start(broker.port, &["--gateway", name]);
@@ -62,6 +64,21 @@ fn works_under_emulation(name: &str) {
     assert!(frames >= 25);
     drop(push);
     gateway.stop();
+}
+
+/// What a box has to have: parts of glibc, of no later version than decision 11 says.
+fn needs_the_c_library_alone(binary: &Path) {
+    let said = run_ok("readelf", &["-dVW", binary.to_str().unwrap()]);
+    let libraries: Vec<&str> =
+        said.lines().filter_map(|line| line.split_once("Shared library: [")?.1.strip_suffix(']')).collect();
+    assert!(!libraries.is_empty(), "{said}");
+    for library in libraries {
+        let known = ["libc.so.6", "libm.so.6", "libgcc_s.so.1", "ld-linux-aarch64.so.1", "ld-linux-armhf.so.3"];
+        assert!(known.contains(&library), "{library}");
+    }
+    let versions = said.split("Name: GLIBC_2.").skip(1);
+    let newest = versions.map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse::<u32>().unwrap());
+    assert!(newest.max().is_some_and(|newest| newest <= 34), "{said}");
 }
 
 #[test]
