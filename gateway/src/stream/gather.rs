@@ -97,6 +97,15 @@ impl Reads {
         at + STEP.saturating_sub(Duration::from_micros(u64::try_from(beyond).unwrap_or(0)))
     }
 
+    /// Microseconds since the thread began to read, and the moment of such a number.
+    pub(super) fn micros(&self, now: Instant) -> i64 {
+        i64::try_from(now.saturating_duration_since(self.began).as_micros()).unwrap_or(i64::MAX)
+    }
+
+    pub(super) fn at(&self, micros: i64) -> Instant {
+        self.began + Duration::from_micros(micros.unsigned_abs())
+    }
+
     /// Takes how busy the thread was of late (0 to 1), after so much time.
     pub(super) fn measured(&self, busy: f64, span: Duration) {
         let reads = f64::from(self.count.take()) / span.as_secs_f64().max(1e-3);

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use protocols::media::StreamName;
+use protocols::media::{Kind, StreamName, Track, Unit};
 use protocols::{Input, Limits, Outbox, Output, Session};
 use tokio::io::Interest;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +14,7 @@ use tracing::debug;
 
 use super::gather::READ_LEN;
 use super::hub::{Hub, Origin, SharedSource, refuse};
+use super::rhythm::Rhythm;
 use super::socket::Socket;
 use super::source::Generation;
 use super::{Handover, feed, sockets};
@@ -38,6 +39,7 @@ struct Ingest {
     heard: Instant,
     /// When to read next, where nobody says when something came.
     read_at: Option<Instant>,
+    rhythm: Rhythm,
     stay: Option<Stay>,
 }
 
@@ -70,6 +72,7 @@ pub(super) async fn run(hub: Rc<Hub>, stream: StreamName, handover: Handover) {
                 answers,
                 heard,
                 read_at: None,
+                rhythm: Rhythm::default(),
                 stay,
             };
             let reason = ingest.talk(&stop).await;
@@ -164,12 +167,22 @@ impl Ingest {
 
     /// Has the socket watched, or says when to read it next.
     fn pace(&mut self, came: usize) -> Result<(), String> {
+        let now = Instant::now();
+        let reads = &self.hub.reads;
+        let next = if reads.are_gathered() {
+            Some(reads.next(now, came))
+        } else if self.source.borrow().is_tapped() {
+            // WebRTC and RTSP send each piece of sound as it comes.
+            None
+        } else {
+            self.rhythm.due_us(reads.micros(now)).map(|due| reads.at(due))
+        };
         // What waits to be written needs to be told when it may go on.
-        let watched = !self.hub.reads.are_gathered() || !self.answers.is_empty();
+        let watched = next.is_none() || !self.answers.is_empty();
         if watched != self.socket.is_watched() {
             self.socket.watch(watched).map_err(|error| format!("the connection broke: {error}"))?;
         }
-        self.read_at = (!self.socket.is_watched()).then(|| self.hub.reads.next(Instant::now(), came));
+        self.read_at = next.filter(|_| !self.socket.is_watched());
         Ok(())
     }
 
@@ -229,6 +242,7 @@ impl Ingest {
                     if !self.source.borrow().is_current(self.generation) {
                         return Err(self.stopped());
                     }
+                    self.listen(&unit);
                     self.hub.push(&self.source, unit);
                 }
                 Output::Send(bytes) => self.answers.extend_from_slice(&bytes),
@@ -239,6 +253,18 @@ impl Ingest {
             }
         }
         Ok(())
+    }
+
+    /// Takes in when its pictures come.
+    fn listen(&mut self, unit: &Unit) {
+        match (unit.track, unit.kind) {
+            (Track::Video, Kind::Key | Kind::Delta) => {
+                let now_us = self.hub.reads.micros(self.heard);
+                self.rhythm.picture(now_us, unit.dts_90k, self.socket.is_watched());
+            }
+            (Track::Audio, _) => self.rhythm.sound(),
+            _ => {}
+        }
     }
 
     /// Writes what waits for the publisher, as far as the kernel takes it.

@@ -24,6 +24,7 @@ mod ingest;
 mod log;
 mod orders;
 mod recent;
+mod rhythm;
 mod rules;
 mod socket;
 mod sockets;

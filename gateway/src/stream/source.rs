@@ -438,6 +438,10 @@ impl Source {
         all
     }
 
+    pub(super) fn is_tapped(&self) -> bool {
+        !self.taps.is_empty()
+    }
+
     /// All viewers go, and the taps.
     pub(super) fn end(&mut self, now: Instant) -> Tally {
         let mut tally = Tally::default();
