@@ -90,7 +90,7 @@ impl Cursors {
         }
         let (told, marks) = (noted(&keyed, b"told", epoch), noted(&keyed, b"marks", epoch));
         keyed.put(BUS, b"epoch", &epoch.to_le_bytes())?;
-        Ok(Self { keyed, epoch, state: Lock::new(State { cursors, told, marks, ..State::default() }) })
+        Ok(Self { keyed, epoch, state: Lock::new(State { cursors, marks, told, ..State::default() }) })
     }
 
     /// By class the first and last number below `oldest` that some reader has not passed and no gap record is known to

@@ -241,17 +241,19 @@ async fn what_goes_while_it_is_read_is_said_to_have_gone_at_the_cap() {
     (rig.config.segment_mib, rig.config.cap_mib) = (1, 8);
     let (bus, _) = rig.start().unwrap();
     let mut reader = bus.reader("up").unwrap();
-    let (gone, mut going) = tokio::sync::mpsc::unbounded_channel();
-    let (go_on, held) = std::sync::mpsc::channel::<()>();
+    let (gone, mut going) = tokio::sync::mpsc::channel(1);
+    let (go_on, held) = std::sync::mpsc::sync_channel::<()>(0);
     rig.disk.faults.lock().unwrap().removing = Some(Removing::new(move || {
-        gone.send(()).unwrap();
+        // Later ones find the test over.
+        let _told = gone.try_send(());
         held.recv().unwrap_err();
     }));
+    let record = vec![7; 100_000];
     loop {
         tokio::select! {
             biased;
             _ = going.recv() => break,
-            appended = bus.append(Class::Live, &[7; 100_000]) => drop(appended.unwrap()),
+            appended = bus.append(Class::Live, &record) => drop(appended.unwrap()),
         }
     }
     // The file is gone, and the writer has not come back from it.
