@@ -13,6 +13,7 @@
 //!
 //! 1. A record's number is given at `append`, by class, from 1, without holes. After a restart it continues behind the
 //!    highest number on disk, known to a reader, noted in the keyed state (every 10 s) or possibly torn off. A number is never given twice in an epoch.
+//!    So that a start knows how far each class went, none is ever without a file.
 //! 2. The epoch is a random number made with the store, kept in `log/epoch`, in sled and in each segment. When the log's
 //!    files are lost, a new epoch starts.
 //! 3. A record counts (is published by [`Bus::durable`], is shown to readers) only after fdatasync of its file. A new file
