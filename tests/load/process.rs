@@ -72,7 +72,8 @@ pub(crate) fn usage(pid: i32) -> anyhow::Result<Usage> {
     let ticks = field(11)? + field(12)?;
     let cpu = Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64);
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let rss_kib = figure(&status, "VmRSS:").context("VmRSS")?;
+    // One that has ended and is not yet waited for has a status, but no memory.
+    let rss_kib = figure(&status, "VmRSS:").context("the server has ended")?;
     let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
     Ok(Usage { cpu, rss_kib, written: figure(&io, "write_bytes:").unwrap_or(0) })
 }

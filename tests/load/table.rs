@@ -30,6 +30,12 @@ impl Table {
         self.notes.push(note.into());
     }
 
+    /// Adds a note that must not be overlooked, and says it.
+    pub(crate) fn warn(&mut self, note: String) {
+        eprintln!("{note}");
+        self.notes.push(note);
+    }
+
     /// Adds a row, and says it: the table comes after minutes, and who waits wants to see that it goes on.
     pub(crate) fn row(&mut self, cells: Vec<Cell>) {
         let said = self.columns.iter().zip(&cells).filter(|(column, _)| !column.is_empty());

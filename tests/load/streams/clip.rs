@@ -52,9 +52,11 @@ impl Tag {
         }
     }
 
-    /// Writes the present moment into the frame's stamp.
+    /// Writes the present moment into the frame's stamp. The codec's configuration has none: written into it, the digits
+    /// would stand in its parameter sets, and a server that reads those closes on the camera.
     pub(crate) fn stamp(&mut self, epoch: Instant) {
         if self.kind == VIDEO
+            && !self.is_config()
             && let Some(digits) = self.body.get_mut(DIGITS_AT..DIGITS_AT + DIGITS)
         {
             digits.copy_from_slice(format!("{:016x}", epoch.elapsed().as_micros()).as_bytes());
@@ -146,4 +148,25 @@ pub(crate) fn make(file: &Path, video_kbps: u32) -> anyhow::Result<()> {
         .context("ffmpeg (is its package installed?)")?;
     ensure!(status.success(), "ffmpeg could not make the clip");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn video(packet: u8) -> Tag {
+        let body = [[0x17, packet, 0, 0, 0].as_slice(), &[0xab; 60]].concat();
+        Tag { kind: VIDEO, time_ms: 0, body }
+    }
+
+    #[test]
+    fn a_frame_carries_its_moment_and_the_configuration_stays_as_it_was() {
+        let epoch = Instant::now();
+        let mut frame = video(1).with_stamp();
+        frame.stamp(epoch);
+        assert!(stamp_in(&frame.body).is_some_and(|(us, _)| u128::from(us) <= epoch.elapsed().as_micros()));
+        let mut configuration = video(0);
+        configuration.stamp(epoch);
+        assert_eq!(configuration.body, video(0).body);
+    }
 }

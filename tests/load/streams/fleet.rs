@@ -158,7 +158,7 @@ pub(crate) fn publish(address: SocketAddr, name: &str) -> anyhow::Result<TcpStre
 
 /// A connection that has said what it does with `live/NAME`.
 pub(crate) fn open(address: SocketAddr, verb: &str, name: &str) -> anyhow::Result<TcpStream> {
-    let mut socket = TcpStream::connect(address)?;
+    let mut socket = TcpStream::connect_timeout(&address, PATIENCE)?;
     socket.set_nodelay(true)?;
     socket.set_write_timeout(Some(PATIENCE))?;
     socket.set_read_timeout(Some(PATIENCE))?;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use super::fleet::{Fleet, Orders};
+use super::publisher::NAME;
 use super::servers::{Kind, Peer, Server, Setup};
 use super::viewers::Crowd;
 use super::{Container, SETTLE, Scene, kinds};
@@ -61,7 +62,7 @@ fn add(table: &mut Table, plan: &IdlePlan, kind: Kind, mode: Container, scene: &
     let epoch = Instant::now();
     let camera = Fleet::start(Orders {
         address: server.address,
-        names: vec!["load".to_owned()],
+        names: vec![NAME.to_owned()],
         clip: scene.clip.quiet(INTERVAL_MS)?.into(),
         stagger: Duration::ZERO,
         epoch,

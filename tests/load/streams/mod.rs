@@ -7,6 +7,7 @@ mod floor;
 mod idle;
 mod ingest;
 mod peers;
+mod probes;
 mod publisher;
 mod servers;
 mod sessions;
@@ -14,10 +15,9 @@ mod sources;
 mod storm;
 mod viewers;
 
-use std::net::SocketAddr;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -31,6 +31,7 @@ use clip::Clip;
 pub(crate) use floor::{FloorPlan, floor};
 pub(crate) use idle::{IdlePlan, run as run_idle};
 pub(crate) use ingest::{IngestPlan, run as run_ingest};
+use probes::{PROBES, Probes};
 use publisher::Publisher;
 use servers::{Kind, Peer, Server, Setup};
 pub(crate) use sessions::{SessionsPlan, run as run_sessions};
@@ -38,12 +39,12 @@ pub(crate) use sources::{SourcesPlan, run as run_sources};
 pub(crate) use storm::{StormPlan, run as run_storm};
 use viewers::Crowd;
 
-/// Viewers that look at every frame, beside the crowd.
-const PROBES: usize = 8;
 /// With its audio, 1.05 Mb/s.
 const VIDEO_KBPS: u32 = 960;
 /// Time between the last viewer's arrival and the measurement.
 const SETTLE: Duration = Duration::from_secs(2);
+/// Until the last viewer has joined; who has not by then is counted, not waited for.
+const JOIN_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How the stream is wrapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -129,12 +130,28 @@ struct Outcome {
     latency_s: [Option<f64>; 2],
     /// Received by a viewer that reads, Mb/s.
     rate: f64,
-    lost: usize,
+    /// Viewers that saw video.
+    joined: usize,
+    /// Closed on before they did.
+    refused: usize,
+    /// Closed on after they did.
+    cut: usize,
+    /// Of those that were there and read: nothing came in the whole measurement.
+    silent: usize,
+    /// What ended the camera before its time.
+    camera: Option<String>,
+}
+
+impl Outcome {
+    /// CPU for each viewer, µs a second; nothing where there is none.
+    fn cpu_each(&self) -> Option<f64> {
+        (self.joined > 0).then_some(self.cpu_us)
+    }
 }
 
 pub(crate) fn run(plan: &Plan) -> anyhow::Result<Table> {
-    let Scene { _folder, file, clip } = Scene::make(VIDEO_KBPS)?;
-    let rate = clip.rate();
+    let scene = Scene::make(VIDEO_KBPS)?;
+    let rate = scene.clip.rate();
     let mut table = Table::new(&[
         "server",
         "mode",
@@ -153,37 +170,36 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<Table> {
         "latency p50 ms",
         "p99",
         "Mb/s each",
-        "lost",
+        "joined",
+        "cut",
+        "got nothing",
     ]);
     table.note(format!(
         "one camera, {rate:.2} Mb/s, 25 fps H.264 + AAC, key frame every 2 s; {} s a measurement, median of {}",
         plan.seconds, plan.repeat
     ));
     table.note("join: connect to first byte of video; latency: frame sent by the camera to frame read by one of 8 probes; all on the same cores");
+    table.note("joined: has seen video; cut: the server closed the connection, whenever; got nothing: joined, was not cut, and no byte came in the whole measurement");
     for &viewers in &plan.viewers {
         for &container in &plan.modes {
             let mut peer = None;
             if container == Container::Rtmp && !plan.alone {
                 let case = Case { kind: Kind::Nginx, container, viewers, window: (0, 0) };
-                peer = Some(median(&case, plan, &clip, &file)?);
-                add(&mut table, &case, plan, peer.as_ref(), None, None);
+                peer = show(&mut table, &case, plan, &scene, None, None)?;
             }
             for kind in Kind::named(&plan.peers) {
                 let case = Case { kind, container, viewers, window: (0, 0) };
-                let outcome = median(&case, plan, &clip, &file)?;
-                add(&mut table, &case, plan, Some(&outcome), peer.as_ref(), None);
+                show(&mut table, &case, plan, &scene, peer.as_ref(), None)?;
             }
             for window in &plan.windows {
                 let window = parse_window(window)?;
                 let mut floor = None;
                 if container == Container::HttpFlv && !plan.alone && window.0 == window.1 {
                     let case = Case { kind: Kind::Floor, container, viewers, window };
-                    floor = Some(median(&case, plan, &clip, &file)?);
-                    add(&mut table, &case, plan, floor.as_ref(), None, None);
+                    floor = show(&mut table, &case, plan, &scene, None, None)?;
                 }
                 let case = Case { kind: Kind::Gateway, container, viewers, window };
-                let outcome = median(&case, plan, &clip, &file)?;
-                add(&mut table, &case, plan, Some(&outcome), peer.as_ref(), floor.as_ref());
+                show(&mut table, &case, plan, &scene, peer.as_ref(), floor.as_ref())?;
             }
         }
     }
@@ -195,10 +211,35 @@ fn parse_window(text: &str) -> anyhow::Result<(u64, u64)> {
     Ok((low.parse().context("a window in ms")?, high.parse().context("a window in ms")?))
 }
 
-fn median(case: &Case, plan: &Plan, clip: &Arc<Clip>, file: &std::path::Path) -> anyhow::Result<Outcome> {
+/// Measures a server and adds its row. Of a peer that cannot be measured it says why, and the others go on.
+fn show(
+    table: &mut Table,
+    case: &Case,
+    plan: &Plan,
+    scene: &Scene,
+    peer: Option<&Outcome>,
+    floor: Option<&Outcome>,
+) -> anyhow::Result<Option<Outcome>> {
+    match median(case, plan, scene) {
+        Err(error) if case.kind.is_peer() => {
+            table.warn(format!("{case} could not be measured: {}", error.root_cause()));
+            Ok(None)
+        }
+        Err(error) => Err(error),
+        Ok(outcome) => {
+            add(table, case, plan, &outcome, peer, floor);
+            if let Some(fault) = fault(case, &outcome) {
+                table.warn(fault);
+            }
+            Ok(Some(outcome))
+        }
+    }
+}
+
+fn median(case: &Case, plan: &Plan, scene: &Scene) -> anyhow::Result<Outcome> {
     let mut all = Vec::new();
     for _ in 0..plan.repeat.max(1) {
-        let outcome = measure(case, plan, clip, file).with_context(|| format!("{case:?}"))?;
+        let outcome = measure(case, plan, scene).with_context(|| format!("{case:?}"))?;
         eprintln!("{case:?} {outcome:?}");
         all.push(outcome);
     }
@@ -206,31 +247,28 @@ fn median(case: &Case, plan: &Plan, clip: &Arc<Clip>, file: &std::path::Path) ->
     all.get(all.len() / 2).cloned().context("at least one measurement")
 }
 
-fn measure(case: &Case, plan: &Plan, clip: &Arc<Clip>, file: &std::path::Path) -> anyhow::Result<Outcome> {
+fn measure(case: &Case, plan: &Plan, scene: &Scene) -> anyhow::Result<Outcome> {
     let (epoch, epoch_ns) = (Instant::now(), floor::clock_ns());
-    let server = Server::start(case.kind, &Setup { window: case.window, epoch_ns, ..Setup::new(file) })?;
+    let server = Server::start(case.kind, &Setup { window: case.window, epoch_ns, ..Setup::new(&scene.file) })?;
     let address = server.door(case.container);
-    let publisher = || Publisher::start(server.address.to_string(), Arc::clone(clip), epoch);
+    let publisher = || Publisher::start(server.address, Arc::clone(&scene.clip), epoch);
     let camera = (case.kind != Kind::Floor).then(publisher);
     // Long enough that there is a key frame to begin with.
     std::thread::sleep(Duration::from_secs(2));
     let empty = usage(server.pid())?;
-    let phase = Arc::new(AtomicU8::new(0));
-    let probes = probe(address, case.container, epoch, Arc::clone(&phase));
+    let probes = Probes::start(address, case.container, epoch);
     let mut crowd = Crowd::new(address, case.container, epoch, false)?;
-    crowd.join(case.viewers, Duration::from_secs(30))?;
+    crowd.join(case.viewers, JOIN_PATIENCE)?;
     let joined = crowd.joins.len();
     crowd.stall(plan.stalled)?;
     crowd.watch(SETTLE)?;
-    phase.store(1, Ordering::Release);
+    probes.measure();
+    crowd.mark();
     let (before, bytes_before, started) = (usage(server.pid())?, crowd.bytes(), Instant::now());
     crowd.watch(Duration::from_secs(plan.seconds))?;
     let (after, bytes, elapsed) = (usage(server.pid())?, crowd.bytes(), started.elapsed());
-    phase.store(2, Ordering::Release);
-    let mut latencies = probes.join().map_err(|_| anyhow::anyhow!("the probes panicked"))??;
-    if let Some(camera) = camera {
-        camera.stop()?;
-    }
+    let mut latencies = probes.end()?;
+    let camera = camera.and_then(|camera| camera.stop().err()).map(|error| format!("{error:#}"));
     let Usage { cpu, .. } = Usage { cpu: after.cpu.saturating_sub(before.cpu), ..after };
     let reading = (joined - plan.stalled.min(joined)).max(1) as f64;
     Ok(Outcome {
@@ -242,41 +280,41 @@ fn measure(case: &Case, plan: &Plan, clip: &Arc<Clip>, file: &std::path::Path) -
         join_s: [quantile(&mut crowd.joins, 0.5), quantile(&mut crowd.joins, 0.99)],
         latency_s: [quantile(&mut latencies, 0.5), quantile(&mut latencies, 0.99)],
         rate: (bytes - bytes_before) as f64 * 8e-6 / elapsed.as_secs_f64() / reading,
-        lost: crowd.closed + case.viewers - joined.min(case.viewers),
+        joined,
+        refused: crowd.refused,
+        cut: crowd.cut,
+        silent: crowd.silent(),
+        camera,
     })
 }
 
-/// A few viewers on a thread of their own that read every frame's stamp. Phase 1: measure; phase 2: end.
-fn probe(
-    address: SocketAddr,
-    container: Container,
-    epoch: Instant,
-    phase: Arc<AtomicU8>,
-) -> std::thread::JoinHandle<anyhow::Result<Vec<f64>>> {
-    std::thread::spawn(move || {
-        let mut probes = Crowd::new(address, container, epoch, true)?;
-        probes.join(PROBES, Duration::from_secs(10))?;
-        while phase.load(Ordering::Acquire) == 0 {
-            probes.turn(Duration::from_millis(20))?;
-        }
-        probes.latencies.clear();
-        while phase.load(Ordering::Acquire) == 1 {
-            probes.turn(Duration::from_millis(20))?;
-        }
-        Ok(std::mem::take(&mut probes.latencies))
-    })
+/// What the server did not do that was asked of it. `None`: all joined, stayed and were sent
+/// something, and it took what the camera sent.
+fn fault(case: &Case, outcome: &Outcome) -> Option<String> {
+    let Outcome { joined, refused, cut, silent, camera, .. } = outcome;
+    if *joined == case.viewers && cut + silent == 0 && camera.is_none() {
+        return None;
+    }
+    let waiting = case.viewers.saturating_sub(joined + refused);
+    let camera = camera.as_ref().map_or(String::new(), |error| format!("; the camera's connection failed: {error}"));
+    Some(format!(
+        "{case}: {joined} joined, {refused} were refused, {waiting} still waited after {} s; {cut} were cut \
+         and {silent} got nothing afterwards{camera}",
+        JOIN_PATIENCE.as_secs(),
+    ))
 }
 
 fn add(
     table: &mut Table,
     case: &Case,
     plan: &Plan,
-    outcome: Option<&Outcome>,
+    outcome: &Outcome,
     peer: Option<&Outcome>,
     floor: Option<&Outcome>,
 ) {
-    let Some(outcome) = outcome else { return };
-    let ratio = |to: Option<&Outcome>| Cell::maybe(to.map(|to| outcome.cpu_us / to.cpu_us), 2);
+    let ratio = |to: Option<&Outcome>| {
+        Cell::maybe(outcome.cpu_each().zip(to.and_then(Outcome::cpu_each)).map(|(own, to)| own / to), 2)
+    };
     let ms = |s: Option<f64>| Cell::maybe(s.map(|s| s * 1e3), 1);
     let window = match (case.kind, case.window) {
         (Kind::Gateway | Kind::Floor, (low, high)) if low == high => low.to_string(),
@@ -290,7 +328,7 @@ fn add(
         Cell::Figure(case.viewers as f64, 0),
         Cell::Figure(plan.stalled as f64, 0),
         Cell::text(window),
-        Cell::Figure(outcome.cpu_us, 1),
+        Cell::maybe(outcome.cpu_each(), 1),
         Cell::Figure(outcome.core_percent, 1),
         ratio(peer),
         ratio(floor),
@@ -302,6 +340,52 @@ fn add(
         ms(outcome.latency_s[0]),
         ms(outcome.latency_s[1]),
         Cell::Figure(outcome.rate, 2),
-        Cell::Figure(outcome.lost as f64, 0),
+        Cell::Figure(outcome.joined as f64, 0),
+        Cell::Figure((outcome.refused + outcome.cut) as f64, 0),
+        Cell::Figure(outcome.silent as f64, 0),
     ]);
+}
+
+// === impl Display ===
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {}, {} viewers", self.kind.name(), self.container.name(), self.viewers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome([joined, refused, cut, silent]: [usize; 4], camera: Option<&str>) -> Outcome {
+        Outcome {
+            cpu_us: 1.0,
+            core_percent: 1.0,
+            rss_before_kib: 0,
+            rss_kib: 0,
+            rss_growth_kib: 0,
+            join_s: [None; 2],
+            latency_s: [None; 2],
+            rate: 0.0,
+            joined,
+            refused,
+            cut,
+            silent,
+            camera: camera.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn who_is_not_let_in_or_is_cut_off_is_said() {
+        let case = Case { kind: Kind::Xiu, container: Container::Rtmp, viewers: 50, window: (0, 0) };
+        assert_eq!(fault(&case, &outcome([50, 0, 0, 0], None)), None);
+        let told = fault(&case, &outcome([40, 3, 2, 1], Some("broken pipe"))).unwrap();
+        assert_eq!(
+            told,
+            "xiu, rtmp, 50 viewers: 40 joined, 3 were refused, 7 still waited after 30 s; 2 were cut and 1 \
+             got nothing afterwards; the camera's connection failed: broken pipe"
+        );
+        assert_eq!(outcome([0, 50, 0, 0], None).cpu_each(), None);
+    }
 }

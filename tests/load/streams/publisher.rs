@@ -1,8 +1,8 @@
 //! An RTMP publisher that replays the clip in real time, stamping every frame as it leaves, and the few RTMP words that it
 //! and the viewers need. Only what our own load needs: a trusted server on loopback.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::Write;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use super::clip::{Clip, Tag};
+use super::fleet;
 
+/// The stream of a camera that is alone.
+pub(crate) const NAME: &str = "load";
 /// Bytes of a hello and its echo.
 pub(crate) const HELLO_LEN: usize = 1 + 1536;
 /// Bytes a server says before the talk proper.
@@ -90,13 +93,14 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    pub(crate) fn start(address: String, clip: Arc<Clip>, epoch: Instant) -> Self {
+    pub(crate) fn start(address: SocketAddr, clip: Arc<Clip>, epoch: Instant) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || publish(&address, &clip, epoch, &told));
+        let thread = std::thread::spawn(move || publish(address, &clip, epoch, &told));
         Self { stop, thread: Some(thread) }
     }
 
+    /// Fails with what ended it before its time.
     pub(crate) fn stop(mut self) -> anyhow::Result<()> {
         self.stop.store(true, Ordering::Release);
         let thread = self.thread.take().context("a publisher ends once")?;
@@ -104,19 +108,23 @@ impl Publisher {
     }
 }
 
-fn publish(address: &str, clip: &Clip, epoch: Instant, stop: &AtomicBool) -> anyhow::Result<()> {
-    let mut socket = TcpStream::connect(address)?;
-    socket.set_nodelay(true)?;
-    socket.write_all(&hello())?;
-    socket.read_exact(&mut [0; HANDSHAKE_LEN])?;
-    socket.write_all(&introduce(address, "publish", "live", "load"))?;
-    // What the server says is not needed, but it must be taken.
+impl Drop for Publisher {
+    /// A run that fails before it stops its camera must not leave it behind.
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+    }
+}
+
+fn publish(address: SocketAddr, clip: &Clip, epoch: Instant, stop: &AtomicBool) -> anyhow::Result<()> {
+    let mut socket = fleet::publish(address, NAME)?;
+    // What the server says is not needed, but it must be taken, however seldom it comes.
+    socket.set_read_timeout(None)?;
     let mut answers = socket.try_clone()?;
     std::thread::spawn(move || std::io::copy(&mut answers, &mut std::io::sink()));
     replay(clip, stop, |tag, time_ms| {
         let mut tag = tag.clone();
         tag.stamp(epoch);
-        Ok(socket.write_all(&tag_message(&tag, time_ms))?)
+        socket.write_all(&tag_message(&tag, time_ms)).context("sending a frame")
     })
 }
 

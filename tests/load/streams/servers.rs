@@ -30,6 +30,11 @@ impl Kind {
         }
     }
 
+    /// Of another project: its failure is a result.
+    pub(crate) fn is_peer(self) -> bool {
+        matches!(self, Self::Nginx | Self::NodeMedia | Self::Xiu)
+    }
+
     /// Those that are asked for by name alone, since they are fetched or built first.
     pub(crate) fn named(names: &[Peer]) -> impl Iterator<Item = Self> {
         names.iter().map(|peer| match peer {

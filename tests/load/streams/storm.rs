@@ -55,7 +55,7 @@ pub(crate) fn run(plan: &StormPlan) -> anyhow::Result<Table> {
 fn add(table: &mut Table, plan: &StormPlan, kind: Kind, mode: Container, scene: &Scene) -> anyhow::Result<()> {
     let server = Server::start(kind, &Setup::new(&scene.file))?;
     let epoch = Instant::now();
-    let camera = Publisher::start(server.address.to_string(), scene.clip.clone(), epoch);
+    let camera = Publisher::start(server.address, scene.clip.clone(), epoch);
     std::thread::sleep(SETTLE);
     let mut crowd = Crowd::new(server.door(mode), mode, epoch, false)?.pace(plan.viewers);
     let started = Instant::now();
@@ -64,7 +64,9 @@ fn add(table: &mut Table, plan: &StormPlan, kind: Kind, mode: Container, scene: 
     let connecting = crowd.begun_within().as_secs_f64();
     let rss_mb = usage(server.pid())?.rss_kib as f64 * 1024e-6;
     let lost = plan.viewers - crowd.joins.len().min(plan.viewers);
-    camera.stop()?;
+    if let Err(error) = camera.stop() {
+        table.warn(format!("{}, {}: the camera's connection failed: {error:#}", kind.name(), mode.name()));
+    }
     let mut join = |part| Cell::maybe(quantile(&mut crowd.joins, part).map(|s| s * 1e3), 1);
     let joins = [join(0.5), join(0.99), join(1.0)];
     let [p50, p99, longest] = joins;

@@ -15,10 +15,7 @@ use socket2::{Domain, Socket, Type};
 use super::Container;
 use super::clip::{MARK, stamp_in};
 use super::fleet::APP;
-use super::publisher::{HANDSHAKE_LEN, hello, introduce};
-
-/// The stream of one camera.
-const NAME: &str = "load";
+use super::publisher::{HANDSHAKE_LEN, NAME, hello, introduce};
 
 /// Connections begun in one turn of the loop, so that reading goes on in between.
 const CONNECTS_PER_TURN: usize = 16;
@@ -40,7 +37,9 @@ pub(crate) struct Crowd {
     /// Moment that stamps count from.
     epoch: Instant,
     probing: bool,
-    pub(crate) closed: usize,
+    /// Closed by the server before they had seen video, and after it.
+    pub(crate) refused: usize,
+    pub(crate) cut: usize,
     /// Connect to first byte of video, s.
     pub(crate) joins: Vec<f64>,
     /// Frame sent to frame received, s; only of probes.
@@ -55,6 +54,9 @@ struct Viewer {
     /// Read and not yet searched for a stamp.
     unread: Vec<u8>,
     bytes: u64,
+    /// Of them, those before the last [`Crowd::mark`].
+    marked: u64,
+    stalled: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +84,8 @@ impl Crowd {
             scratch: vec![0; 1 << 20],
             epoch,
             probing,
-            closed: 0,
+            refused: 0,
+            cut: 0,
             joins: Vec::new(),
             latencies: Vec::new(),
         })
@@ -111,10 +114,11 @@ impl Crowd {
         begun.clone().max().zip(begun.min()).map_or(Duration::ZERO, |(last, first)| last - first)
     }
 
-    /// Lets so many in at their pace, and reads meanwhile. Ends when all have seen video, or after `patience`.
+    /// Lets so many in at their pace, and reads meanwhile. Ends when each has seen video or is refused, or after
+    /// `patience`.
     pub(crate) fn join(&mut self, count: usize, patience: Duration) -> anyhow::Result<()> {
         let started = Instant::now();
-        while self.joins.len() + self.closed < count && started.elapsed() < patience {
+        while self.joins.len() + self.refused < count && started.elapsed() < patience {
             let due = count.min(1 + (started.elapsed().as_secs_f64() * self.pace) as usize);
             let room = due.saturating_sub(self.viewers.len()).min(CONNECTS_PER_TURN);
             for _ in 0..room {
@@ -135,12 +139,26 @@ impl Crowd {
 
     /// So many of them read no more, but stay.
     pub(crate) fn stall(&mut self, count: usize) -> anyhow::Result<()> {
-        for viewer in self.viewers.iter().filter(|v| v.socket.is_some()).take(count) {
+        for viewer in self.viewers.iter_mut().filter(|v| v.socket.is_some()).take(count) {
             if let Some(socket) = &viewer.socket {
                 epoll::delete(&self.poll, socket)?;
+                viewer.stalled = true;
             }
         }
         Ok(())
+    }
+
+    /// What comes from here on counts for [`Self::silent`].
+    pub(crate) fn mark(&mut self) {
+        for viewer in &mut self.viewers {
+            viewer.marked = viewer.bytes;
+        }
+    }
+
+    /// Viewers that are there and read, and have got nothing since the mark.
+    pub(crate) fn silent(&self) -> usize {
+        let reading = self.viewers.iter().filter(|v| v.socket.is_some() && v.state == State::Watching && !v.stalled);
+        reading.filter(|viewer| viewer.bytes == viewer.marked).count()
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -164,6 +182,8 @@ impl Crowd {
             state: State::Connecting,
             unread: Vec::new(),
             bytes: 0,
+            marked: 0,
+            stalled: false,
         });
         Ok(())
     }
@@ -182,7 +202,10 @@ impl Crowd {
                 && let Some(viewer) = self.viewers.get_mut(index)
             {
                 viewer.socket = None;
-                self.closed += 1;
+                match viewer.state {
+                    State::Watching => self.cut += 1,
+                    _ => self.refused += 1,
+                }
             }
         }
         Ok(())

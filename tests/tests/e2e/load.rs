@@ -16,7 +16,7 @@ fn viewers_of_every_server_get_the_whole_stream() {
     let servers: Vec<_> = rows.iter().map(|row| row["server"].as_str().unwrap()).collect();
     assert_eq!(servers, ["nginx-rtmp", "sluicegate", "floor", "sluicegate"]);
     for row in &rows {
-        assert_eq!(row["lost"], 0.0, "{row}");
+        assert_eq!([&row["joined"], &row["cut"], &row["got nothing"]], [20.0, 0.0, 0.0], "{row}");
         let rate = row["Mb/s each"].as_f64().unwrap();
         assert!((0.7..1.5).contains(&rate), "{row}");
         assert!(row["latency p50 ms"].as_f64().is_some_and(|ms| ms > 0.0), "{row}");
