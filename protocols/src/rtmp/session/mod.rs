@@ -6,6 +6,7 @@
 //!
 //! Must not be in here: chunks (`frame`), the client's side (`client.rs`), what becomes of units.
 
+use std::borrow::Cow;
 use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
@@ -53,6 +54,8 @@ enum Phase {
     /// Only `connect` is taken.
     Greeted,
     Connected,
+    /// We said that we close: what was sent behind the reason for it means nothing.
+    Closed,
 }
 
 #[derive(Debug)]
@@ -137,13 +140,21 @@ impl RtmpSession {
             buffer.advance(handshake::PACKET_LEN);
             self.phase = Phase::Greeted;
         }
-        while !self.paused() {
+        while !self.paused() && self.phase != Phase::Closed {
             let message = self.reader.read(buffer).map_err(|error| Fault::fatal(error.to_string()))?;
             let Some(message) = message else { break };
             self.acknowledge(out);
             self.message(message, out)?;
         }
+        if self.phase == Phase::Closed {
+            buffer.clear();
+        }
         Ok(())
+    }
+
+    fn close(&mut self, reason: impl Into<Cow<'static, str>>, out: &mut Outbox) {
+        self.phase = Phase::Closed;
+        out.close(reason);
     }
 
     fn hello(&mut self, buffer: &mut BytesMut, out: &mut Outbox) -> Result<bool, Fault> {
@@ -280,7 +291,7 @@ impl RtmpSession {
             let why = "the URL needs an application: rtmp://HOST/APP/NAME";
             let rejected = info("error", "NetConnection.Connect.Rejected", why);
             self.answer("_error", command, &[Value::Null, rejected], out);
-            out.close("connect without a usable application");
+            self.close("connect without a usable application", out);
             return Ok(());
         }
         let object = command.object().unwrap_or(&Value::Null);
@@ -323,7 +334,7 @@ impl RtmpSession {
         let Some(stream) = StreamName::parse(&format!("{}/{}", self.app, name.trim_matches('/'))) else {
             let why = "a stream name is 2 to 4 levels of letters, digits, '-', '_' and '.'";
             self.refuse(wish, &Refusal::Invalid(why.to_owned()), out);
-            out.close("stream name not valid");
+            self.close("stream name not valid", out);
             return Ok(());
         };
         self.tickets += 1;
@@ -348,7 +359,7 @@ impl RtmpSession {
         match (outcome, wish) {
             (Err(refusal), _) => {
                 self.refuse(wish, &refusal, out);
-                out.close(refusal.to_string());
+                self.close(refusal.to_string(), out);
             }
             (Ok(()), Wish::Publish) => {
                 self.send(out, |w, bytes| w.user_control(event::STREAM_BEGIN, MESSAGE_STREAM, bytes));
@@ -390,9 +401,9 @@ impl RtmpSession {
         match std::mem::replace(&mut self.role, Role::None) {
             Role::Publishing(_) => {
                 self.status(out, "status", "NetStream.Unpublish.Success", "Publishing ended.");
-                out.close("the publisher ended the stream");
+                self.close("the publisher ended the stream", out);
             }
-            Role::Watching => out.close("the viewer left"),
+            Role::Watching => self.close("the viewer left", out),
             other => self.role = other,
         }
     }

@@ -14,6 +14,7 @@ struct Talk {
     session: RtmpSession,
     writer: Writer,
     out: Outbox,
+    connected: bool,
 }
 
 #[allow(clippy::disallowed_methods, reason = "the session is handed a time and does not look at it")]
@@ -23,8 +24,8 @@ fn now() -> Instant {
 
 impl Talk {
     fn new() -> Self {
-        let mut talk =
-            Self { session: RtmpSession::new([1; 32], 1 << 20), writer: Writer::new(), out: Outbox::default() };
+        let session = RtmpSession::new([1; 32], 1 << 20);
+        let mut talk = Self { session, writer: Writer::new(), out: Outbox::default(), connected: false };
         let hello = [&handshake::hello(&[2; 32])[..], &[0; handshake::PACKET_LEN]].concat();
         talk.feed(&hello).unwrap();
         talk.out = Outbox::default();
@@ -48,6 +49,7 @@ impl Talk {
         let mut talk = Self::new();
         talk.call("connect", 1.0, &[Value::object([("app", app.into())])]).unwrap();
         talk.out = Outbox::default();
+        talk.connected = true;
         talk
     }
 
@@ -76,7 +78,7 @@ impl Talk {
         }
         let mut reader = ChunkReader::new(1 << 20);
         let set = [2, 0, 0, 0, 0, 0, 4, 1, 0, 0, 0, 0, 0, 1, 0, 0];
-        if self.session.phase == Phase::Connected {
+        if self.connected {
             reader.read(&mut BytesMut::from(&set[..])).unwrap();
         }
         let messages = std::iter::from_fn(|| reader.read(&mut bytes).unwrap()).collect();
@@ -143,6 +145,27 @@ fn refusals_have_their_codes_and_end_the_talk() {
         let (messages, others) = talk.said();
         assert_eq!((codes(&messages), others), (vec![code.to_owned()], vec![format!("close {refusal}")]));
     }
+}
+
+#[test]
+fn what_comes_behind_the_reason_for_a_close_means_nothing() {
+    let mut behind = BytesMut::new();
+    Writer::new().values(kind::VIDEO, 1, &[Value::Null], &mut behind);
+    Writer::new().command("publish", 0.0, &[Value::Null, "x".into()], 1, &mut behind);
+    let mut talk = Talk::connected("live");
+    let mut bytes = BytesMut::new();
+    talk.writer.command("publish", 0.0, &[Value::Null, "..".into()], 1, &mut bytes);
+    talk.feed(&[&bytes[..], &behind].concat()).unwrap();
+    talk.feed(&behind).unwrap();
+    assert_eq!(talk.said().1, ["close stream name not valid"]);
+    // The same after the end of what was published.
+    let mut talk = Talk::connected("live");
+    talk.call("publish", 0.0, &[Value::Null, "x".into()]).unwrap();
+    talk.admit(Ok(Identity::anonymous())).unwrap();
+    bytes.clear();
+    talk.writer.command("deleteStream", 0.0, &[Value::Null, 1.0.into()], 0, &mut bytes);
+    talk.feed(&[&bytes[..], &behind].concat()).unwrap();
+    assert_eq!(talk.said().1, ["source live/x", "close the publisher ended the stream"]);
 }
 
 #[test]
