@@ -3,7 +3,7 @@
 //!
 //! The times in the stream say how far apart pictures are; when one came to a thread that waited for it says where they
 //! fall. A read at the due time then finds picture and sound. Each that finds a picture is a little earlier than the one
-//! before, until one comes too early and waits for its picture: so delay is never more than [`SLACK`] and what the
+//! before, until one comes too early and waits for its picture: so delay is never more than [`SLACK_US`] and what the
 //! network's own delay varies by.
 //!
 //! Must not be in here: sockets, tasks.
