@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -18,14 +19,19 @@ pub(super) const READ_LEN: usize = 16 * 1024;
 /// A buffer that grew beyond this is not kept for the next publisher, bytes.
 const UNREAD_MAX: usize = 256 * 1024;
 
-/// Between two gathered reads of a publisher: a frame at 25 fps, so that what is gathered is about one with its sound.
-const EVERY: Duration = Duration::from_millis(40);
-
-/// The same of one that sent more than a read takes: the kernel keeps little for it.
-const EVERY_FULL: Duration = Duration::from_millis(5);
-
-/// Gathered reads fall on multiples of this, so that the thread wakes for many at once.
+/// Between two reads of a publisher that wakes nobody, at least and at first: gathered reads fall on multiples of it, so
+/// that the thread wakes for many at once.
 const STEP: Duration = Duration::from_millis(5);
+
+/// The same at most, where somebody watches: a frame at 25 fps, so that what is gathered is about one with its sound.
+const EVERY_MAX: Duration = Duration::from_millis(40);
+
+/// The same where nobody does: a viewer that comes meanwhile begins at the newest key frame and is given the rest then.
+const EVERY_MAX_UNHEARD: Duration = Duration::from_millis(200);
+
+/// What a publisher sends between two reads, bytes: with less it is read more seldom, with more sooner. The kernel keeps
+/// some 64 KiB for one before it must wait.
+const CAME: RangeInclusive<usize> = 8 * 1024..=32 * 1024;
 
 /// Busy fraction above which is gathered, and the one below which it would not be above that without.
 const BUSY: (f64, f64) = (0.11, 0.30);
@@ -90,9 +96,9 @@ impl Reads {
         self.gather.get().on
     }
 
-    /// When a publisher is to be read again of whom so many bytes came now.
-    pub(super) fn next(&self, now: Instant, came: usize) -> Instant {
-        let at = now + if came < READ_LEN { EVERY } else { EVERY_FULL };
+    /// The first moment for a gathered read after such a pause.
+    pub(super) fn after(&self, now: Instant, pause: Duration) -> Instant {
+        let at = now + pause;
         let beyond = at.saturating_duration_since(self.began).as_micros() % STEP.as_micros();
         at + STEP.saturating_sub(Duration::from_micros(u64::try_from(beyond).unwrap_or(0)))
     }
@@ -110,6 +116,29 @@ impl Reads {
     pub(super) fn measured(&self, busy: f64, span: Duration) {
         let reads = f64::from(self.count.take()) / span.as_secs_f64().max(1e-3);
         self.gather.set(self.gather.get().measured(busy, reads));
+    }
+}
+
+/// How often one publisher is read while it wakes nobody.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace(Duration);
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self(STEP)
+    }
+}
+
+impl Pace {
+    /// The pause after a read that brought so much; `heard`: somebody gets what it sends.
+    pub(super) fn pause(&mut self, came: usize, heard: bool) -> Duration {
+        let every = match came {
+            _ if came < *CAME.start() => self.0 * 2,
+            _ if came > *CAME.end() => self.0 / 2,
+            _ => self.0,
+        };
+        self.0 = every.clamp(STEP, if heard { EVERY_MAX } else { EVERY_MAX_UNHEARD });
+        self.0
     }
 }
 
@@ -150,15 +179,38 @@ mod tests {
     }
 
     #[test]
-    fn gathered_reads_fall_together_and_within_a_frame_and_a_step() {
+    fn gathered_reads_fall_together() {
         let began = Instant::now();
         let reads = Reads::new(began);
         for micros in [0, 1, 4_999, 5_000, 1_234_567, 3_600_000_000_000] {
             let now = began + Duration::from_micros(micros);
-            let (next, full) = (reads.next(now, 100), reads.next(now, READ_LEN));
-            assert_eq!(next.duration_since(began).as_micros() % STEP.as_micros(), 0);
-            assert!((EVERY..=EVERY + STEP).contains(&(next - now)) && full - now <= EVERY_FULL + STEP);
+            let after = reads.after(now, EVERY_MAX);
+            assert_eq!(after.duration_since(began).as_micros() % STEP.as_micros(), 0);
+            assert!((EVERY_MAX..=EVERY_MAX + STEP).contains(&(after - now)));
         }
+    }
+
+    /// Reads of a publisher of so many bytes a second, until its pace is found: the pause between them.
+    fn found(pace: &mut Pace, bytes_per_second: f64, heard: bool) -> Duration {
+        let mut pause = STEP;
+        for _ in 0..10 {
+            pause = pace.pause((bytes_per_second * pause.as_secs_f64()) as usize, heard);
+        }
+        pause
+    }
+
+    #[test]
+    fn who_sends_little_is_read_seldom_and_more_seldom_while_nobody_watches() {
+        let (little, much, very_much) = (131_000.0, 1_000_000.0, 10_000_000.0);
+        let mut pace = Pace::default();
+        assert_eq!(found(&mut pace, little, true), EVERY_MAX);
+        let unheard = found(&mut pace, little, false);
+        assert!((EVERY_MAX * 2..=EVERY_MAX_UNHEARD).contains(&unheard), "{unheard:?}");
+        assert_eq!(pace.pause(0, true), EVERY_MAX, "from the first read on that somebody waits for");
+        assert_eq!(found(&mut pace, 0.0, false), EVERY_MAX_UNHEARD);
+        let pause = found(&mut pace, much, false);
+        assert!(CAME.contains(&((much * pause.as_secs_f64()) as usize)), "{pause:?}");
+        assert_eq!(found(&mut pace, very_much, false), STEP);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tokio::io::Interest;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::gather::READ_LEN;
+use super::gather::{Pace, READ_LEN};
 use super::hub::{Hub, Origin, SharedSource, refuse};
 use super::rhythm::Rhythm;
 use super::socket::Socket;
@@ -39,6 +39,7 @@ struct Ingest {
     heard: Instant,
     /// When to read next, where nobody says when something came.
     read_at: Option<Instant>,
+    pace: Pace,
     rhythm: Rhythm,
     stay: Option<Stay>,
 }
@@ -72,6 +73,7 @@ pub(super) async fn run(hub: Rc<Hub>, stream: StreamName, handover: Handover) {
                 answers,
                 heard,
                 read_at: None,
+                pace: Pace::default(),
                 rhythm: Rhythm::default(),
                 stay,
             };
@@ -169,9 +171,13 @@ impl Ingest {
     fn pace(&mut self, came: usize) -> Result<(), String> {
         let now = Instant::now();
         let reads = &self.hub.reads;
-        let next = if reads.are_gathered() {
-            Some(reads.next(now, came))
-        } else if self.source.borrow().is_tapped() {
+        let (heard, tapped) = {
+            let source = self.source.borrow();
+            (source.is_heard(), source.is_tapped())
+        };
+        let next = if reads.are_gathered() || !heard {
+            Some(reads.after(now, self.pace.pause(came, heard)))
+        } else if tapped {
             // WebRTC and RTSP send each piece of sound as it comes.
             None
         } else {

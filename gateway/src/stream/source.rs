@@ -258,7 +258,7 @@ impl Source {
         if track == Track::Video {
             self.video_dts = Some(dts_90k);
         }
-        if !self.renditions.iter().any(|rendition| !rendition.viewers.is_empty()) {
+        if !self.has_viewers() {
             return News::default();
         }
         let first = std::mem::replace(&mut self.due, phases) == 0;
@@ -440,6 +440,15 @@ impl Source {
 
     pub(super) fn is_tapped(&self) -> bool {
         !self.taps.is_empty()
+    }
+
+    /// Whether it matters when a unit comes: somebody gets it, or the moment becomes its time.
+    pub(super) fn is_heard(&self) -> bool {
+        self.has_viewers() || self.is_tapped() || !self.replicas.is_empty() || self.timeline.stands_still()
+    }
+
+    fn has_viewers(&self) -> bool {
+        self.renditions.iter().any(|rendition| !rendition.viewers.is_empty())
     }
 
     /// All viewers go, and the taps.

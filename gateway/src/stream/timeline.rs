@@ -70,6 +70,11 @@ impl Timeline {
         self.last.unwrap_or(0)
     }
 
+    /// Whether a publisher's clock stands still, so that arrival counts.
+    pub(super) fn stands_still(&self) -> bool {
+        self.video.stuck.is_some() || self.audio.stuck.is_some()
+    }
+
     /// Puts the unit onto the running time. `arrived` tells the arrival, media clock ticks since any moment.
     pub(super) fn place(&mut self, unit: &mut Unit, arrived: impl FnOnce() -> i64) {
         let mut composition = unit.pts_90k.saturating_sub(unit.dts_90k);
