@@ -104,7 +104,11 @@ where
         match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => {
                 let local = tokio::task::LocalSet::new();
-                runtime.block_on(local.run_until(async move { main().await }));
+                // A task of its own: what `run_until` is given is polled with every wake-up of any other.
+                let ended = runtime.block_on(local.run_until(async move { tokio::task::spawn_local(main()).await }));
+                if let Err(error) = ended {
+                    std::panic::resume_unwind(error.into_panic());
+                }
                 debug!(thread = %thread_name, "stream thread ended");
             }
             Err(error) => warn!(thread = %thread_name, %error, "cannot start the stream thread's runtime"),

@@ -3,12 +3,14 @@
 //! The loop writes at once while the thread has time to spare; under load it visits one phase of the viewers at a time,
 //! so that every viewer is written to once a merge window and ingest gets its turn between the batches.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use protocols::media::{Codec, Container, Mux, Tracks, Unit, mux};
 use tokio::task::yield_now;
+use tokio::time::sleep_until;
 
 use super::audience::{self, ViewerInfo};
 use super::gop::{CLOCK_HZ, Keep, Mark};
@@ -347,6 +349,7 @@ pub(super) async fn run(hub: Rc<Hub>) {
     let mut ready_at = Instant::now();
     let mut phase = 0;
     let mut more = false;
+    let mut alarm = pin!(sleep_until(sweep_at.into()));
     loop {
         let phases = hub.phases();
         let step = hub.window() / phases as u32;
@@ -368,7 +371,7 @@ pub(super) async fn run(hub: Rc<Hub>) {
             // Without a window at once: the news may have come while all were swept, and is not said again.
             at_latest(if merging { tick_at } else { hub.visit_at().unwrap_or(now) });
         }
-        hub.rest(next, !merging || !dirty).await;
+        hub.rest(alarm.as_mut(), next, !merging || !dirty).await;
         let now = Instant::now();
         hub.measure(now);
         if now >= sweep_at && !hub.is_empty() {

@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,6 +15,7 @@ use protocols::media::{Container, StreamName, Unit};
 use protocols::{Input, Outbox, Output};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -342,24 +344,24 @@ impl Hub {
         }
     }
 
-    /// Sleeps until `next`, or until there is news if it `listens`, or until the bell rings.
-    pub(super) async fn rest(&self, next: Option<Instant>, listens: bool) {
-        let sleep = async {
-            match next {
-                Some(next) => tokio::time::sleep_until(next.into()).await,
-                None => std::future::pending().await,
-            }
-        };
+    /// Sleeps until `next`, or until there is news if it `listens`, or until the bell rings. The alarm is kept from rest to
+    /// rest and may go off early: to set it anew for every frame costs more than to wake once too often.
+    pub(super) async fn rest(&self, mut alarm: Pin<&mut Sleep>, next: Option<Instant>, listens: bool) {
         if next.is_some_and(|next| next <= Instant::now()) {
             // The others of this thread first.
             tokio::task::yield_now().await;
             return;
         }
+        if let Some(next) = next
+            && (alarm.is_elapsed() || next < alarm.deadline().into())
+        {
+            alarm.as_mut().reset(next.into());
+        }
         tokio::select! {
             biased;
             () = self.wake.notified(), if listens || next.is_none() => {}
             () = self.bell.heard(), if !self.bell.is_rung() => {}
-            () = sleep => {}
+            () = alarm, if next.is_some() => {}
         }
     }
 

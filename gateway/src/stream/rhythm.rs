@@ -13,7 +13,7 @@ const STEP_US: std::ops::RangeInclusive<i64> = 16_000..=100_000;
 /// So long after the moment in which the last one that was waited for came, in its own place, microseconds.
 const SLACK_US: i64 = 2_000;
 /// So much earlier than the last, while pictures are there when they are looked for, microseconds.
-const EASE_US: i64 = 500;
+const EASE_US: i64 = 100;
 /// A pause shorter than this is not worth it, microseconds.
 const PAUSE_MIN_US: i64 = 4_000;
 
@@ -80,7 +80,7 @@ mod tests {
         // 25 a second, each up to 1.5 ms late.
         let pictures: Vec<_> = (0..1_000).map(|n| (n * 40_000 + n * n % 1_500, n * 3_600)).collect();
         let (read, wakes) = follow(&pictures);
-        assert!(wakes < 1_400, "{wakes} wake-ups for 1,000 pictures");
+        assert!(wakes < 1_100, "{wakes} wake-ups for 1,000 pictures");
         let delays = read.iter().zip(&pictures).map(|(read, (came, _))| read - came);
         assert!(delays.max().unwrap() <= SLACK_US + 1_500);
     }
