@@ -43,7 +43,7 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<Table> {
 }
 
 /// Time on a processor of all its threads that live, finer than ticks.
-fn run_time(pid: i32) -> anyhow::Result<Duration> {
+pub(crate) fn run_time(pid: i32) -> anyhow::Result<Duration> {
     let mut nanoseconds = 0;
     for task in std::fs::read_dir(format!("/proc/{pid}/task")).context("no such process")? {
         // A thread may end while it is looked at.
