@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use super::{demo_clip, is_live, push, size};
+use super::{demo_clip, is_live, make_clip, push, size};
 
 /// Within which all connect, and after which all play.
 const CONNECTS_WITHIN: Duration = Duration::from_secs(1);
@@ -125,5 +125,30 @@ fn without_a_stream_nothing_wakes_and_nothing_works() {
     eprintln!("idle: {woken} wakeups and {worked:?} of processor time in {span:?}");
     assert!(woken <= 100, "{woken} wakeups in {span:?}");
     assert!(worked <= span * 3 / 1_000, "{worked:?} of processor time in {span:?}");
+    gateway.stop();
+}
+
+#[test]
+fn a_camera_that_nobody_watches_wakes_its_thread_seldom() {
+    let gateway = Gateway::start(Options::default());
+    let pid = gateway.child.pid();
+    let folder = tempfile::tempdir().unwrap();
+    let clip = make_clip(folder.path(), "160x120", 100, 10);
+    let _camera = push(&clip, gateway.options.media, "unwatched", &["-stream_loop", "-1"]);
+    wait_for("the stream", PATIENCE, || is_live(&gateway, "unwatched"));
+    // Its sound and pictures come in more than 50 pieces a second. What a new camera brings about is done when two seconds have gone by in rest.
+    let span = Duration::from_secs(2);
+    let mut last = wakeups(pid);
+    let woken = wait_for("rest after the start", PATIENCE, || {
+        std::thread::sleep(span);
+        let now = wakeups(pid);
+        let woken = now - std::mem::replace(&mut last, now);
+        (woken <= 44).then_some(woken)
+    });
+    // Its pictures come all the same.
+    let frames = || gateway.metric("sluicegate_stream_frames_total{stream=\"live/unwatched\"}");
+    let before = frames();
+    wait_for("50 pictures more", PATIENCE, || (frames() >= before + 50.0).then_some(()));
+    eprintln!("unwatched: {woken} wakeups in {span:?}");
     gateway.stop();
 }
