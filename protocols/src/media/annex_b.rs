@@ -7,6 +7,7 @@ use bytes::{Buf, BytesMut};
 
 use super::h264::{self, start_code};
 use super::h265;
+use super::nal::nal_type;
 use super::pictures::{Access, Pictures};
 use super::read::MediaError;
 use super::{Codec, Unit};
@@ -261,7 +262,7 @@ impl AnnexB {
         let nal = self.raw.get(..end).unwrap_or_default();
         let len = nal.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
         let nal = nal.get(..len).unwrap_or_default();
-        let kind = nal.first().map_or(0, |head| if self.codec == Codec::H265 { head >> 1 & 0x3f } else { head & 0x1f });
+        let kind = nal.first().map_or(0, |head| nal_type(self.codec, *head));
         // Filler and what the standards leave to others.
         let wanted =
             if self.codec == Codec::H265 { kind < 41 && kind != 38 } else { (1..24).contains(&kind) && kind != 12 };
@@ -336,14 +337,15 @@ impl Role {
     /// By a NAL unit's first bytes: the first bit behind the header of a slice says that it is the first, of a code for address
     /// 0 or as a flag.
     fn of(codec: Codec, [head, second, third]: [u8; 3]) -> Self {
+        let kind = nal_type(codec, head);
         if codec == Codec::H265 {
-            return match head >> 1 & 0x3f {
+            return match kind {
                 0..=31 => Self::Slice { first: third & 0x80 != 0 },
                 h265::NAL_VPS | h265::NAL_SPS | h265::NAL_PPS | 35 | 39 => Self::Ahead,
                 _ => Self::None,
             };
         }
-        match head & 0x1f {
+        match kind {
             1 | 2 | h264::NAL_IDR => Self::Slice { first: second & 0x80 != 0 },
             3 | 4 => Self::Slice { first: false },
             6 | h264::NAL_SPS | h264::NAL_PPS | 9 | 14..=18 => Self::Ahead,

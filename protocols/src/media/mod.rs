@@ -24,6 +24,7 @@ pub mod h264;
 pub mod h265;
 pub mod metadata;
 pub mod mux;
+mod nal;
 pub mod opus;
 pub(crate) mod pictures;
 pub mod ps;

@@ -9,6 +9,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::av1::{self, Av1C};
 use super::h264::{self, AvcC};
 use super::h265::{self, HvcC};
+use super::nal::nal_type;
 use super::rtp::DecodeOrder;
 use super::{Codec, Kind, Track, Unit};
 
@@ -122,8 +123,8 @@ impl Access {
         if self.data.len() + nal.len() + 4 > Unit::LEN_MAX || self.sets.put(codec, nal) {
             return;
         }
-        let (kind, delimiter) = if codec == Codec::H265 { (first >> 1 & 0x3f, 35) } else { (first & 0x1f, 9) };
-        if kind == delimiter {
+        let kind = nal_type(codec, first);
+        if kind == if codec == Codec::H265 { 35 } else { 9 } {
             return;
         }
         self.key |= if codec == Codec::H265 { (16..=21).contains(&kind) } else { kind == h264::NAL_IDR };
@@ -141,10 +142,10 @@ impl Sets {
     /// Keeps the NAL unit if it is a parameter set.
     fn put(&mut self, codec: Codec, nal: &[u8]) -> bool {
         let Some(&first) = nal.first() else { return false };
-        let sets = match (codec, first & 0x1f, first >> 1 & 0x3f) {
-            (Codec::H264, h264::NAL_SPS, _) | (Codec::H265, _, h265::NAL_SPS) => &mut self.sps,
-            (Codec::H264, h264::NAL_PPS, _) | (Codec::H265, _, h265::NAL_PPS) => &mut self.pps,
-            (Codec::H265, _, h265::NAL_VPS) => &mut self.vps,
+        let sets = match (codec, nal_type(codec, first)) {
+            (Codec::H264, h264::NAL_SPS) | (Codec::H265, h265::NAL_SPS) => &mut self.sps,
+            (Codec::H264, h264::NAL_PPS) | (Codec::H265, h265::NAL_PPS) => &mut self.pps,
+            (Codec::H265, h265::NAL_VPS) => &mut self.vps,
             _ => return false,
         };
         if sets.len() < SETS_MAX && !sets.iter().any(|set| set == nal) {

@@ -9,6 +9,7 @@ use super::obus;
 use super::{Format, HEADER_LEN, Header};
 use crate::media::h264::{self, AvcC, NAL_LENGTH_SIZE};
 use crate::media::h265::HvcC;
+use crate::media::nal::nal_type;
 use crate::media::{Codec, Kind, Track, Tracks, Unit};
 
 /// Bytes of a packet, header included: fits an Ethernet frame through the usual tunnels.
@@ -177,11 +178,12 @@ impl Packetizer {
 
     /// FU-A (RFC 6184, 5.8) or FU (RFC 7798, 4.4.3).
     fn fragments(&mut self, nal: &[u8], timestamp: u32, last: bool, sink: &mut dyn Sink) {
-        let (head, kind, body) = match (self.format.codec, nal) {
-            (Codec::H265, [a, b, body @ ..]) => (vec![a & 0x81 | H265_FU << 1, *b], a >> 1 & 0x3f, body),
-            (_, [a, body @ ..]) => (vec![a & 0xe0 | H264_FU_A], a & 0x1f, body),
+        let (first, head, body) = match (self.format.codec, nal) {
+            (Codec::H265, [a, b, body @ ..]) => (*a, vec![a & 0x81 | H265_FU << 1, *b], body),
+            (_, [a, body @ ..]) => (*a, vec![a & 0xe0 | H264_FU_A], body),
             _ => return,
         };
+        let kind = nal_type(self.format.codec, first);
         let room = PAYLOAD_MAX - head.len() - 1;
         let count = body.len().div_ceil(room);
         for (at, part) in body.chunks(room).enumerate() {

@@ -3,6 +3,7 @@
 use bytes::{BufMut, Bytes};
 
 use super::{Depacketizer, PART};
+use crate::media::nal::nal_type;
 use crate::media::read::{ByteReader, MediaError};
 use crate::media::rtp::obus;
 use crate::media::{Codec, Unit};
@@ -12,7 +13,7 @@ impl Depacketizer {
         let reader = ByteReader::new(PART, payload);
         let hevc = self.described.codec == Codec::H265;
         let Some(&first) = payload.first() else { return Ok(()) };
-        let (kind, head_len) = if hevc { (first >> 1 & 0x3f, 2) } else { (first & 0x1f, 1) };
+        let (kind, head_len) = (nal_type(self.described.codec, first), if hevc { 2 } else { 1 });
         match (hevc, kind) {
             (false, 1..=23) | (true, 0..=47) => self.nal(payload),
             (false, 24) | (true, 48) => {
@@ -37,7 +38,7 @@ impl Depacketizer {
             return obus::begins_sequence(payload);
         }
         let hevc = self.described.codec == Codec::H265;
-        let kind = |first: u8| if hevc { first >> 1 & 0x3f } else { first & 0x1f };
+        let kind = |first| nal_type(self.described.codec, first);
         // The first bit of a slice says that it is the first: of a code for address 0, or as a flag.
         let starts = |kind: u8, body: Option<&u8>| match (hevc, kind) {
             (false, 1..=5) | (true, 0..=31) => body.is_some_and(|byte| byte & 0x80 != 0),
