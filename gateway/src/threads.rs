@@ -106,8 +106,8 @@ where
                 let local = tokio::task::LocalSet::new();
                 // A task of its own: what `run_until` is given is polled with every wake-up of any other.
                 let ended = runtime.block_on(local.run_until(async move { tokio::task::spawn_local(main()).await }));
-                if let Err(error) = ended {
-                    std::panic::resume_unwind(error.into_panic());
+                if let Some(panic) = ended.err().and_then(|error| error.try_into_panic().ok()) {
+                    std::panic::resume_unwind(panic);
                 }
                 debug!(thread = %thread_name, "stream thread ended");
             }

@@ -18,6 +18,8 @@ pub(super) struct Figures {
     slots: [Slot; SLOTS],
     at: usize,
     turned: Instant,
+    /// When what was counted last came, where that is known.
+    arrived: Option<Instant>,
     now: Slot,
     last_key: Option<i64>,
     /// Media clock ticks.
@@ -30,10 +32,16 @@ impl Figures {
             slots: [Slot::default(); SLOTS],
             at: 0,
             turned: now,
+            arrived: None,
             now: Slot::default(),
             last_key: None,
             key_interval: 0,
         }
+    }
+
+    /// What is counted next came at this moment.
+    pub(super) fn arrived(&mut self, at: Instant) {
+        self.arrived = Some(at);
     }
 
     pub(super) fn video(&mut self) {
@@ -50,10 +58,12 @@ impl Figures {
         }
     }
 
-    /// Closes the second that ends now.
+    /// Closes the second that ends now, or ended with the newest arrival: a stream that is read five times a second would
+    /// have a fifth more or less of its frames in it.
     pub(super) fn turn(&mut self, now: Instant) {
-        self.now.span = now.duration_since(self.turned);
-        self.turned = now;
+        let end = self.arrived.take().unwrap_or(now);
+        self.now.span = end.saturating_duration_since(self.turned);
+        self.turned = end;
         if let Some(slot) = self.slots.get_mut(self.at) {
             *slot = std::mem::take(&mut self.now);
         }
@@ -97,5 +107,27 @@ mod tests {
         figures.key(0);
         figures.key(180_000);
         assert_eq!(figures.key_interval, 180_000);
+    }
+
+    #[test]
+    fn reads_that_are_far_apart_move_no_rate() {
+        let began = Instant::now();
+        let mut figures = Figures::new(began);
+        let mut reads_ms = (1..).map(|n| n * 185).peekable();
+        for second in 1..=20 {
+            let now = began + Duration::from_secs(second);
+            while let Some(read_ms) = reads_ms.next_if(|read_ms| *read_ms <= second * 1_000) {
+                figures.arrived(began + Duration::from_millis(read_ms));
+                // 25 frames a second.
+                ((read_ms - 185) / 40..read_ms / 40).for_each(|_| figures.video());
+            }
+            figures.turn(now);
+            assert!(second < 5 || (figures.fps() - 25.0).abs() < 0.5, "{}", figures.fps());
+        }
+        // Nothing comes any more.
+        for second in 21..=25 {
+            figures.turn(began + Duration::from_secs(second));
+        }
+        assert!(figures.fps() < f64::EPSILON);
     }
 }

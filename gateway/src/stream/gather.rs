@@ -1,6 +1,6 @@
 //! How a thread reads its publishers: into buffers that all of them share, as soon as each sends, or each every so often. A
 //! thousand cameras send seventy thousand small pieces a second, and a read, a wake-up and an acknowledgement for each cost
-//! more than their bytes. While a thread has time to spare nothing waits.
+//! more than their bytes. While a thread has time to spare nothing waits that somebody watches.
 //!
 //! Must not be in here: tasks and sessions of publishers (`ingest.rs`).
 

@@ -155,6 +155,7 @@ impl Ingest {
                 Ok(read) => {
                     came += read;
                     self.heard = Instant::now();
+                    self.source.borrow_mut().arrived(self.heard);
                     self.understand()?;
                     if read < READ_LEN {
                         break;

@@ -179,6 +179,11 @@ impl Source {
         }
     }
 
+    /// What the publisher sent last came at this moment.
+    pub(super) fn arrived(&mut self, at: Instant) {
+        self.figures.arrived(at);
+    }
+
     /// Takes a publisher's unit, for viewers that are visited in so many phases.
     pub(super) fn push(&mut self, mut unit: Unit, patience: &Patience, phases: usize) -> News {
         self.counters.bytes_in += unit.data.len() as u64;

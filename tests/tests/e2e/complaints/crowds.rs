@@ -136,7 +136,8 @@ fn a_camera_that_nobody_watches_wakes_its_thread_seldom() {
     let clip = make_clip(folder.path(), "160x120", 100, 10);
     let _camera = push(&clip, gateway.options.media, "unwatched", &["-stream_loop", "-1"]);
     wait_for("the stream", PATIENCE, || is_live(&gateway, "unwatched"));
-    // Its sound and pictures come in more than 50 pieces a second. What a new camera brings about is done when two seconds have gone by in rest.
+    // Its sound and pictures come in more than 50 pieces a second. What a new camera brings about is done when two seconds
+    // have gone by in rest.
     let span = Duration::from_secs(2);
     let mut last = wakeups(pid);
     let woken = wait_for("rest after the start", PATIENCE, || {
