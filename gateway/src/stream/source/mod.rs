@@ -1,28 +1,27 @@
-//! One stream on its thread: who publishes it, what was published lately, and every container in which it is watched.
+//! One stream on its thread: who publishes it, what was published lately, and every container in which it is watched
+//! (`viewers.rs`), here and on other threads (`replicas.rs`).
 //!
 //! Must not be in here: tasks and sockets of publishers (`ingest.rs`), the finding of streams by name (`hub.rs`).
 
-use std::collections::VecDeque;
+mod replicas;
+mod viewers;
+
 use std::time::{Duration, Instant};
 
-use protocols::media::{Change, Codec, Container, Hevc, Kind, Picture, Sound, StreamName, Track, Tracks, Unit};
-use tokio::sync::mpsc;
+use protocols::media::{Change, Codec, Kind, Picture, Sound, StreamName, Track, Tracks, Unit};
 use tokio_util::sync::CancellationToken;
 
-use super::Order;
-use super::audience::ViewerInfo;
 use super::camera::Camera;
-use super::fanout::{Patience, Pick, Place, Rendition, Round, Tally, visit};
+use super::fanout::{Patience, Rendition};
 use super::figures::Figures;
 use super::gop::{Keep, Mark};
 use super::hub::Origin;
 use super::info::{AudioInfo, StreamCounters, StreamInfo, VideoInfo};
 use super::recent::Recent;
 use super::sound::{Treated, Treatment};
-use super::spill::{self, Copied, Replica, Share};
-use super::tap::{Spout, Tap, TapKind, TapRules, Tapped};
+use super::spill::{self, Replica};
+use super::tap::{Spout, Tapped};
 use super::timeline::Timeline;
-use super::viewer::{Closed, Viewer};
 
 /// A container nobody watches is given up after this long: a player that reconnects finds it warm.
 const IDLE_MAX: Duration = Duration::from_secs(10);
@@ -282,202 +281,6 @@ impl Source {
             }
             (Track::Audio, _) => self.counters.audio_frames += 1,
         }
-    }
-
-    // --- viewers ---
-
-    /// Takes a viewer in and writes what there is for it.
-    pub(super) fn join(&mut self, container: Container, mut viewer: Viewer, patience: Patience) -> Tally {
-        viewer.hevc = container.hevc();
-        // Without H.265 both dialects are the same bytes, and their viewers share them.
-        let alike = self.told.video_codec.is_some_and(|codec| codec != Codec::H265);
-        let at = self.rendition(if alike { container.with_hevc(Hevc::Enhanced) } else { container }, &patience);
-        let round = Round { now: Instant::now(), tracks: &self.key_tracks, patience };
-        let tally = self.renditions.get_mut(at).map(|rendition| rendition.join(viewer, &round)).unwrap_or_default();
-        self.note(&tally);
-        tally
-    }
-
-    /// The stream in this container, muxed from what was published lately when nobody watched it so far.
-    fn rendition(&mut self, container: Container, patience: &Patience) -> usize {
-        if let Some(at) = self.renditions.iter().position(|rendition| rendition.container == container) {
-            return at;
-        }
-        let mut rendition = Rendition::new(container, self.keep, &self.key_tracks);
-        for at in 0..self.recent.len() {
-            let Some((mark, unit)) = self.recent.get(at) else { break };
-            let place = rendition.append(&unit, mark, &self.key_tracks, patience);
-            if self.renditions.is_empty() {
-                self.recent.follow(rendition.log(), at, place);
-            }
-        }
-        self.renditions.push(rendition);
-        self.renditions.len() - 1
-    }
-
-    // --- replicas on other threads ---
-
-    /// Is another thread's stream from here on.
-    pub(super) fn for_replica(mut self) -> Self {
-        self.role = Role::Replica { idle_since: None };
-        self
-    }
-
-    pub(super) fn is_replica(&self) -> bool {
-        matches!(self.role, Role::Replica { .. })
-    }
-
-    /// Lets another thread have the stream too, from the newest key frame on.
-    pub(super) fn copy_to(&mut self, thread: usize, orders: mpsc::Sender<Order>) {
-        self.copy_enough(thread);
-        let replica = Replica::new(thread, orders, self.keep, self.backlog().into_iter());
-        self.replicas.push(replica);
-        self.tell_replicas();
-    }
-
-    pub(super) fn copy_enough(&mut self, thread: usize) {
-        self.replicas.retain(|replica| replica.thread != thread);
-    }
-
-    fn tell_replicas(&mut self) {
-        self.replicas.retain_mut(|replica| replica.send(&self.name));
-    }
-
-    /// Takes what the stream's own thread took.
-    pub(super) fn copied(&mut self, copied: Copied, patience: &Patience, phases: usize) -> News {
-        match copied {
-            Copied::Published => {
-                self.tracks = Tracks::default();
-                self.recent.restart();
-                News::default()
-            }
-            Copied::Unit(unit) => {
-                self.figures.bytes(unit.data.len());
-                self.tracks.note(&unit);
-                let told = self.told.note(&unit);
-                self.spread(unit, told, patience, phases)
-            }
-        }
-    }
-
-    /// What this replica adds to the stream's figures.
-    pub(super) fn share(&self, thread: usize) -> Share {
-        Share { thread, viewers: self.viewers(), lag_ms: self.lag_ms(), counters: self.counters }
-    }
-
-    /// Lets units out to a task elsewhere, from the newest key frame on.
-    pub(super) fn tap(&mut self, rules: TapRules) -> Tap {
-        let mut backlog = self.backlog();
-        if self.treatment.transcodes() && rules.kind == TapKind::WebRtc {
-            backlog.retain(|unit| unit.codec != Codec::Aac);
-        }
-        let (spout, tap) = Spout::open(rules, backlog);
-        self.taps.push(spout);
-        tap
-    }
-
-    /// The configurations and what was published since the newest key frame.
-    fn backlog(&self) -> VecDeque<Unit> {
-        let begins = self.recent.units().next().map_or(self.timeline.now_90k(), |(_, unit)| unit.dts_90k);
-        let configs = self.key_tracks.head(begins, begins);
-        configs.chain(self.recent.units().map(|(_, unit)| unit.clone())).collect()
-    }
-
-    /// What is new is to be seen by then, if not before.
-    pub(super) fn visit_by(&mut self, at: Instant) {
-        self.visit_at = Some(self.visit_at.map_or(at, |before| before.min(at)));
-    }
-
-    pub(super) fn visit_at(&self) -> Option<Instant> {
-        self.visit_at
-    }
-
-    /// Whether a pass has to look at this source; a phase of a pass counts the news down.
-    pub(super) fn take_due(&mut self, pick: Pick) -> bool {
-        match pick {
-            Pick::All => (self.due, self.visit_at) = (0, None),
-            Pick::Phase(..) => (self.due, self.visit_at) = (self.due.saturating_sub(1), None),
-            Pick::Ready | Pick::Sweep => {}
-        }
-        self.due > 0
-    }
-
-    /// The viewers are visited in so many phases from now on.
-    pub(super) fn regroup(&mut self, phases: usize) {
-        self.due = if self.due > 0 { phases } else { 0 };
-    }
-
-    /// Visits the next batch of viewers; `false` beside the tally when that was the last.
-    pub(super) fn flush(&mut self, place: &mut Place, pick: Pick, patience: Patience) -> (Tally, bool) {
-        let mut tally = Tally::default();
-        let round = Round { now: Instant::now(), tracks: &self.key_tracks, patience };
-        let goes_on = visit(&mut self.renditions, place, pick, &round, &mut tally);
-        self.note(&tally);
-        (tally, goes_on)
-    }
-
-    fn note(&mut self, tally: &Tally) {
-        let counters = &mut self.counters;
-        counters.bytes_out += tally.bytes;
-        counters.skips += tally.skips;
-        counters.viewers_left += tally.left;
-        counters.viewers_stalled += tally.stalled;
-        counters.viewers_slow += tally.slow;
-        counters.viewers_fault += tally.fault;
-        counters.viewers_ended += tally.ended;
-        counters.viewers_dismissed += tally.dismissed;
-    }
-
-    /// Closes one viewer; `None` when it is not of this stream.
-    pub(super) fn dismiss(&mut self, id: u64, now: Instant) -> Option<Tally> {
-        let mut tally = Tally::default();
-        let found = self.renditions.iter_mut().any(|rendition| rendition.dismiss(id, now, &mut tally));
-        self.note(&tally);
-        found.then_some(tally)
-    }
-
-    /// Each viewer.
-    pub(super) fn audience(&self, thread: &str) -> Vec<ViewerInfo> {
-        let mut all = Vec::new();
-        self.renditions.iter().for_each(|rendition| rendition.describe(thread, &mut all));
-        all
-    }
-
-    pub(super) fn is_tapped(&self) -> bool {
-        !self.taps.is_empty()
-    }
-
-    /// Whether it matters when a unit comes: somebody gets it, or the moment becomes its time.
-    pub(super) fn is_heard(&self) -> bool {
-        self.has_viewers() || self.is_tapped() || !self.replicas.is_empty() || self.timeline.stands_still()
-    }
-
-    fn has_viewers(&self) -> bool {
-        self.renditions.iter().any(|rendition| !rendition.viewers.is_empty())
-    }
-
-    /// All viewers go, and the taps.
-    pub(super) fn end(&mut self, now: Instant) -> Tally {
-        let mut tally = Tally::default();
-        for rendition in &mut self.renditions {
-            rendition.close(now, Closed::Ended, &mut tally);
-        }
-        self.taps.clear();
-        self.replicas.iter().for_each(|replica| replica.end(&self.name));
-        self.replicas.clear();
-        self.note(&tally);
-        tally
-    }
-
-    /// How far the viewer that is furthest behind is.
-    fn lag_ms(&self) -> u64 {
-        self.renditions.iter().map(Rendition::lag_ms).max().unwrap_or(0)
-    }
-
-    pub(super) fn viewers(&self) -> usize {
-        let watching = |rendition: &Rendition| rendition.viewers.len();
-        let tapping: usize = self.taps.iter().map(Spout::viewers).sum();
-        self.renditions.iter().map(watching).sum::<usize>() + tapping
     }
 
     // --- once a second ---
