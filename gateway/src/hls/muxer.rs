@@ -279,9 +279,9 @@ impl Running {
     }
 
     /// The unit that is held lasts until `next_90k`, where decoding can start if it `starts`. Where that is more than the
-    /// open segment may take, a new one begins with it; where it is more than any may (nothing came for so long), it is
-    /// shown as long as those before it, and what comes then does not go on where that ended: the target duration was said
-    /// and stays (RFC 8216, 4.3.3.1 and 6.2.1).
+    /// open segment may take, a new one begins with it; where it is more than any may (nothing came for so long), or than
+    /// any may once the first ends here, it is shown as long as those before it, and what comes then does not go on where
+    /// that ended: the target duration was said and stays (RFC 8216, 4.3.3.1 and 6.2.1).
     fn make_room(
         &mut self,
         (next_90k, starts): (i64, bool),
@@ -292,11 +292,13 @@ impl Running {
     ) {
         let Some((since_90k, key)) = self.held else { return };
         let lasts = next_90k.saturating_sub(since_90k);
-        if lasts > self.longest() {
+        let span = self.span_90k + self.fragmenter.span_90k();
+        let full = span + lasts > self.longest();
+        if full && lasts > self.limit_90k.unwrap_or(limit(span, segment_90k)) {
             self.finish(segment_90k, next_segment, next_part, out);
             self.adrift = !starts;
             self.next_segment(true, segment_90k, next_segment, out);
-        } else if self.span_90k + self.fragmenter.span_90k() + lasts > self.longest() {
+        } else if full {
             self.part(next_part, out);
             self.adrift = !key;
             self.next_segment(false, segment_90k, next_segment, out);
@@ -319,7 +321,7 @@ impl Running {
     /// With the first segment it is known how long the others may be.
     fn settle(&mut self, segment_90k: i64) {
         if self.span_90k > 0 && self.limit_90k.is_none() {
-            self.limit_90k = Some(target_seconds(self.span_90k, segment_90k) * 90_000 + 44_999);
+            self.limit_90k = Some(limit(self.span_90k, segment_90k));
         }
     }
 
@@ -354,6 +356,11 @@ impl Running {
 pub(super) fn target_seconds(first_90k: i64, segment_90k: i64) -> i64 {
     let groups = (segment_90k - segment_90k / 10 + first_90k - 1) / first_90k.max(1);
     ((first_90k * groups.max(1)).max(segment_90k).min(LONGEST) + 89_999) / 90_000
+}
+
+/// What no segment is longer than behind such a first one, so that its length rounds to the target duration at most.
+fn limit(first_90k: i64, segment_90k: i64) -> i64 {
+    target_seconds(first_90k, segment_90k) * 90_000 + 44_999
 }
 
 /// What players of HLS can be given. G.711 they cannot play: a stream goes out without it.

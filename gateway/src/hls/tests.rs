@@ -241,6 +241,20 @@ fn other_codecs_and_a_late_track_begin_anew() {
 }
 
 #[test]
+fn a_pause_before_the_first_segment_ended_makes_none_longer_than_said() {
+    let mut bench = Bench::new((true, false));
+    bench.video_config();
+    for (pause, kind) in [(0, Kind::Key), (18_777, Kind::Delta), (881_224, Kind::Delta)] {
+        bench.time += pause;
+        bench.give(Track::Video, Codec::H264, kind, &[1][..]);
+    }
+    bench.with(Muxer::gap);
+    let playlist = bench.playlist();
+    let target = values(&playlist, "#EXT-X-TARGETDURATION:")[0];
+    assert!(values(&playlist, "#EXTINF:").iter().all(|long| long.round() <= target), "{playlist}");
+}
+
+#[test]
 fn a_gap_is_a_discontinuity() {
     let mut bench = Bench::new((true, false));
     bench.video_config();
