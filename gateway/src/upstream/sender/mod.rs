@@ -7,6 +7,7 @@ mod fill;
 mod hear;
 mod receipts;
 mod refused;
+mod roads;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -28,7 +29,7 @@ use super::filter::Filter;
 use super::introductions::Introductions;
 use super::lane::Lane;
 use super::pace::{Pace, Rates};
-use super::queue::{LIVE_MAX_US, Limits, Now, Queue, RECORDS_MAX};
+use super::queue::{Limits, Queue, RECORDS_MAX};
 use super::receipt::Receipt;
 use super::status::Status;
 use super::things::Things;
@@ -296,44 +297,6 @@ impl Sender {
         self.pace.reset();
         self.split();
         self.stale = self.last_token;
-    }
-
-    /// From here on, live first, what comes does not wait for what is there, if that is more than a batch.
-    fn split(&mut self) {
-        let waiting = self.reader.backlog();
-        for class in Lane::SPLIT {
-            let waiting = waiting.get(usize::from(class.number())).copied().unwrap_or_default();
-            if self.live_first() && waiting > RECORDS_MAX as u64 {
-                self.reader.split(class, None);
-            }
-        }
-    }
-
-    fn live_first(&self) -> bool {
-        self.lanes.len() > Lane::IN_ORDER.len()
-    }
-
-    /// Whether a lane is of what waited, beside one of what comes.
-    fn is_backlog(&self, lane: Lane) -> bool {
-        lane.road == Road::Main && self.reader.is_split(lane.class)
-    }
-
-    /// A lane of what comes that has fallen behind becomes backlog, and a new one begins.
-    fn split_what_is_late(&mut self, now: Now) {
-        if !self.live_first() {
-            return;
-        }
-        for class in Lane::SPLIT {
-            let road = if self.reader.is_split(class) { Road::Newest } else { Road::Main };
-            let lane = Lane { class, road };
-            let Some(queue) = self.queues.get_mut(lane.index()) else { continue };
-            let late = queue.head().filter(|(_, received_us)| *received_us < now.us.saturating_sub(LIVE_MAX_US));
-            if let Some((seq, _)) = late
-                && self.reader.split(class, Some(seq))
-            {
-                queue.clear();
-            }
-        }
     }
 
     fn up(&mut self, link: &mut dyn Connection, packet_max: Option<usize>) -> Result<(), LinkError> {
