@@ -15,6 +15,7 @@ use tokio::time::sleep_until;
 use super::audience::{self, ViewerInfo};
 use super::gop::{CLOCK_HZ, Keep, Mark};
 use super::hub::{Hub, SWEEP};
+use super::info::StreamCounters;
 use super::log::Log;
 use super::viewer::{Closed, Flushed, Viewer};
 
@@ -47,14 +48,8 @@ pub(super) enum Pick {
 /// What went out and who went away.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Tally {
-    pub bytes: u64,
-    pub skips: u64,
-    pub left: u64,
-    pub stalled: u64,
-    pub slow: u64,
-    pub fault: u64,
-    pub ended: u64,
-    pub dismissed: u64,
+    /// What the stream's counters get of it.
+    pub counters: StreamCounters,
     /// Viewers that went, of whatever reason.
     pub viewers_gone: usize,
     /// Some viewer has more to get at once.
@@ -63,13 +58,14 @@ pub(super) struct Tally {
 
 impl Tally {
     fn gone(&mut self, reason: Closed) {
+        let counters = &mut self.counters;
         *match reason {
-            Closed::Left | Closed::Parted => &mut self.left,
-            Closed::Stalled => &mut self.stalled,
-            Closed::Slow => &mut self.slow,
-            Closed::Fault => &mut self.fault,
-            Closed::Ended => &mut self.ended,
-            Closed::Dismissed => &mut self.dismissed,
+            Closed::Left | Closed::Parted => &mut counters.viewers_left,
+            Closed::Stalled => &mut counters.viewers_stalled,
+            Closed::Slow => &mut counters.viewers_slow,
+            Closed::Fault => &mut counters.viewers_fault,
+            Closed::Ended => &mut counters.viewers_ended,
+            Closed::Dismissed => &mut counters.viewers_dismissed,
         } += 1;
         self.viewers_gone += 1;
     }
@@ -224,7 +220,7 @@ impl Rendition {
             viewer.displace();
         }
         if let Some(bearable) = viewer.take_skip(round.now) {
-            tally.skips += 1;
+            tally.counters.skips += 1;
             if !bearable {
                 return Flushed::Gone(Closed::Slow);
             }
@@ -246,7 +242,7 @@ impl Rendition {
             viewer.cursor.interject(preamble.clone());
             viewer.greeted = true;
         }
-        viewer.write(&self.log, round.now, round.patience.stall_max, &mut tally.bytes)
+        viewer.write(&self.log, round.now, round.patience.stall_max, &mut tally.counters.bytes_out)
     }
 
     /// Closes one viewer; `false` when it is not here.

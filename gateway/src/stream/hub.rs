@@ -338,7 +338,7 @@ impl Hub {
     }
 
     pub(super) fn count(&self, tally: &Tally) {
-        self.bytes_out.set(self.bytes_out.get() + tally.bytes);
+        self.bytes_out.set(self.bytes_out.get() + tally.counters.bytes_out);
         if tally.viewers_gone > 0 {
             self.shared.viewers.fetch_sub(tally.viewers_gone, Ordering::Relaxed);
         }

@@ -93,7 +93,7 @@ pub struct StreamCounters {
 }
 
 impl StreamCounters {
-    /// Adds what was done for viewers elsewhere.
+    /// Adds what was done for viewers, in a pass or elsewhere.
     pub(super) fn add_viewers(&mut self, other: &Self) {
         self.bytes_out += other.bytes_out;
         self.skips += other.skips;

@@ -22,7 +22,7 @@ impl Source {
         let at = self.rendition(if alike { container.with_hevc(Hevc::Enhanced) } else { container }, &patience);
         let round = Round { now: Instant::now(), tracks: &self.key_tracks, patience };
         let tally = self.renditions.get_mut(at).map(|rendition| rendition.join(viewer, &round)).unwrap_or_default();
-        self.note(&tally);
+        self.counters.add_viewers(&tally.counters);
         tally
     }
 
@@ -90,27 +90,15 @@ impl Source {
         let mut tally = Tally::default();
         let round = Round { now: Instant::now(), tracks: &self.key_tracks, patience };
         let goes_on = visit(&mut self.renditions, place, pick, &round, &mut tally);
-        self.note(&tally);
+        self.counters.add_viewers(&tally.counters);
         (tally, goes_on)
-    }
-
-    fn note(&mut self, tally: &Tally) {
-        let counters = &mut self.counters;
-        counters.bytes_out += tally.bytes;
-        counters.skips += tally.skips;
-        counters.viewers_left += tally.left;
-        counters.viewers_stalled += tally.stalled;
-        counters.viewers_slow += tally.slow;
-        counters.viewers_fault += tally.fault;
-        counters.viewers_ended += tally.ended;
-        counters.viewers_dismissed += tally.dismissed;
     }
 
     /// Closes one viewer; `None` when it is not of this stream.
     pub(in crate::stream) fn dismiss(&mut self, id: u64, now: Instant) -> Option<Tally> {
         let mut tally = Tally::default();
         let found = self.renditions.iter_mut().any(|rendition| rendition.dismiss(id, now, &mut tally));
-        self.note(&tally);
+        self.counters.add_viewers(&tally.counters);
         found.then_some(tally)
     }
 
@@ -143,7 +131,7 @@ impl Source {
         self.taps.clear();
         self.replicas.iter().for_each(|replica| replica.end(&self.name));
         self.replicas.clear();
-        self.note(&tally);
+        self.counters.add_viewers(&tally.counters);
         tally
     }
 
